@@ -1,0 +1,1 @@
+"""Compiled kernels, one module for each (family, instruction set, dtype); `_dispatch.kernels` chooses."""

@@ -1,0 +1,41 @@
+"""What the processor and this build can do. Compiled for the baseline: safe to import anywhere."""
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #include <omp.h>
+    #define HAVE_OPENMP 1
+    #else
+    #define HAVE_OPENMP 0
+    static int omp_get_max_threads(void) { return 1; }
+    #endif
+    #if defined(__x86_64__)
+    /* __builtin_cpu_supports also checks that the operating system saves the registers. */
+    static int supports_avx2(void) { return __builtin_cpu_supports("x86-64-v3") != 0; }
+    static int supports_avx512(void) { return __builtin_cpu_supports("x86-64-v4") != 0; }
+    #else
+    static int supports_avx2(void) { return 0; }
+    static int supports_avx512(void) { return 0; }
+    #endif
+    """
+    bint HAVE_OPENMP
+    const char *BUILD_FLAGS
+    const char *__VERSION__
+    int omp_get_max_threads()
+    bint supports_avx2()
+    bint supports_avx512()
+
+openmp = bool(HAVE_OPENMP)
+compiler = (<bytes>__VERSION__).decode()
+flags = (<bytes>BUILD_FLAGS).decode()
+
+
+def supported_instruction_sets():
+    """Names of the instruction sets that this processor and its operating system support, best first."""
+    return tuple(name for name, supported in
+                 (("avx512", supports_avx512()), ("avx2", supports_avx2()), ("baseline", True)) if supported)
+
+
+def max_threads():
+    """OpenMP's limit for the calling thread, as OMP_NUM_THREADS or threadpoolctl left it; 1 without OpenMP."""
+    return omp_get_max_threads()
