@@ -1,0 +1,11 @@
+# The declarations of simd.h. To Cython a vec is a plain float: it writes `acc + a * b`, the C compiler makes vectors of it.
+cdef extern from "simd.h" nogil:
+    ctypedef float real
+    ctypedef float vec
+    enum: LANES
+    enum: MR
+    enum: NV
+    vec load(const real *p) noexcept
+    void store(real *p, vec v) noexcept
+    vec splat(real s) noexcept
+    vec vrelu(vec v) noexcept
