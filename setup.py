@@ -80,7 +80,7 @@ class BuildVariants(build_ext):
             self.warn(f"{self.compiler_name()} does not know {' '.join(INSTRUCTION_SETS[isa])}: no {isa} kernels")
         self.extensions[:] = [e for e in self.extensions if not any(f"_{isa}_" in e.name for isa in unsupported)]
         common = FLAGS + [flag for flag in OPTIONAL_FLAGS if self.compiles([flag])] + openmp
-        link = [flag for flag in LINK_FLAGS if self.compiles([flag])] + openmp
+        link = [flag for flag in LINK_FLAGS if self.compiles([], link=[flag])] + openmp
         macros = [("CPU_LEVELS", "1")] if self.compiles([], CPU_LEVELS) else []
         macros.append(("BUILD_FLAGS", '"' + " ".join(common) + '"'))
         for extension in self.extensions:
@@ -93,13 +93,13 @@ class BuildVariants(build_ext):
     def compiler_name(self):
         return " ".join(getattr(self.compiler, "compiler", [self.compiler.compiler_type])[:1])
 
-    def compiles(self, flags, code="int f(void) { return 0; }"):
+    def compiles(self, flags, code="int f(void) { return 0; }", link=()):
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.c")
             source.write_text(code + "\n")
             try:
                 objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=["-Werror", *flags])
-                self.compiler.link_shared_object(objects, str(Path(folder, "probe.so")), extra_postargs=flags)
+                self.compiler.link_shared_object(objects, str(Path(folder, "probe.so")), extra_postargs=[*flags, *link])
             except Exception:  # distutils raises several kinds; any of them means "no"
                 return False
         return True

@@ -9,10 +9,16 @@ cdef extern from *:
     #define HAVE_OPENMP 0
     static int omp_get_max_threads(void) { return 1; }
     #endif
-    #if defined(__x86_64__)
+    #if defined(__x86_64__) && defined(CPU_LEVELS)
     /* __builtin_cpu_supports also checks that the operating system saves the registers. */
     static int supports_avx2(void) { return __builtin_cpu_supports("x86-64-v3") != 0; }
     static int supports_avx512(void) { return __builtin_cpu_supports("x86-64-v4") != 0; }
+    #elif defined(__x86_64__) /* older compilers do not know the levels by name */
+    #define HAS(feature) (__builtin_cpu_supports(feature) != 0)
+    static int supports_avx2(void) { return HAS("avx2") && HAS("fma") && HAS("bmi") && HAS("bmi2"); }
+    static int supports_avx512(void) {
+        return supports_avx2() && HAS("avx512f") && HAS("avx512bw") && HAS("avx512cd") && HAS("avx512dq") && HAS("avx512vl");
+    }
     #else
     static int supports_avx2(void) { return 0; }
     static int supports_avx512(void) { return 0; }
