@@ -1,6 +1,6 @@
 """Fast multi-threaded convolution and pooling, forward and backward, for NumPy arrays on the CPU.
 
-Functions take and return C-ordered float32 or float64 arrays shaped ([N,] C, H, W); `cyconv.nn` has layers to train with.
+Functions take and return float32 or float64 arrays shaped ([N,] C, H, W); `cyconv.nn` has layers to train with.
 """
 
 from typing import Any

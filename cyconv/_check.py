@@ -1,6 +1,6 @@
-"""All validation of arguments: the one place that raises for bad input.
+"""All validation of arguments: the one place that raises for bad input, with messages that show it.
 
-Nothing is converted silently: arrays are native float32 or float64, parameters are integers. Every message shows what it got.
+Nothing is converted silently: arrays are native float32 or float64, parameters are integers.
 `n` is the number of spatial axes (2 for images); sizes, strides and the like are tuples of n ints, padding is a tuple
 of n pairs (before, after).
 """
@@ -64,7 +64,7 @@ def contiguous(a: Array) -> Array:
 def spatial(name: str, x: Array, n: int) -> bool:
     """Check the axes of x, ([N,] C, *spatial); return whether it has the batch axis. Only the batch may be empty."""
     if x.ndim != n + 2 and x.ndim != n + 1:
-        axes = ", ".join(("N", "C") + ("D", "H", "W")[-n:])
+        axes = ", ".join(("N", "C", *("D", "H", "W")[-n:]))
         raise ValueError(f"{name} must have {n + 2} axes ({axes}), or {n + 1} without the batch, got shape {x.shape}")
     if 0 in x.shape[-n - 1 :]:
         raise ValueError(f"{name} has an empty axis (only the batch may be empty): shape {x.shape}")
@@ -102,8 +102,8 @@ def ints(name: str, value: Any, n: int, minimum: int) -> Ints:
 def padding(value: Any, size: Ints, kernel: Ints, stride: Ints, dilation: Ints) -> Pairs:
     """Return any form of padding as n pairs (before, after).
 
-    "valid" is none. "same" gives ceil(size / stride) outputs, an odd cell goes to the end (TensorFlow, ONNX SAME_UPPER, torch,
-    which allows it for stride 1 only); "same_lower" puts it at the start (ONNX SAME_LOWER).
+    "valid" is none. "same" gives ceil(size / stride) outputs, an odd cell goes to the end (TensorFlow, ONNX SAME_UPPER,
+    and torch, which allows it for stride 1 only); "same_lower" puts it at the start (ONNX SAME_LOWER).
     """
     n = len(size)
     if isinstance(value, str):
@@ -206,7 +206,7 @@ def weight(x: Array, weight: Array, groups: int, n: int) -> None:
     """Check the weight's shape (F, C/groups, *kernel) against x, whose axes have been checked."""
     shape, channels = weight.shape, x.shape[-n - 1]
     if len(shape) != n + 2 or 0 in shape:
-        axes = ", ".join(("F", "C/groups") + ("KD", "KH", "KW")[-n:])
+        axes = ", ".join(("F", "C/groups", *("KD", "KH", "KW")[-n:]))
         raise ValueError(f"weight must have {n + 2} axes ({axes}), none of them empty, got shape {shape}")
     if shape[1] * groups != channels:
         raise ValueError(
@@ -217,7 +217,7 @@ def weight(x: Array, weight: Array, groups: int, n: int) -> None:
 
 
 def border(mode: str, padding: Pairs, size: Ints) -> None:
-    """Check that padding_mode can fill the padding from the image: less than its size for reflect, at most for circular."""
+    """Check that the image can fill the padding: less than its size for reflect, at most its size for circular."""
     if mode in ("reflect", "circular"):
         for m, pair in zip(size, padding, strict=True):
             if max(pair) > m - (mode == "reflect"):

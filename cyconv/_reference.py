@@ -1,8 +1,8 @@
-"""The readable truth: every operation as plain loops over its taps, in NumPy. Never optimised, always with a batch axis.
+"""The readable truth: every operation as plain NumPy loops over its taps. Never optimised; always with a batch axis.
 
 The functions take the parameters of the public ones, in all their forms, and compute in the dtype that they are given.
-A tap is a pair of an output pixel (oy, ox) and a kernel cell (ky, kx) whose input pixel (y, x) lies in the image; padding has
-no taps, so that it adds neither values nor NaNs.
+A tap is an output pixel (oy, ox) with a kernel cell (ky, kx) whose input pixel (y, x) lies in the image; padding has no
+taps, so that it adds neither values nor NaNs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Convolution of images: conv2d and its gradients. Arguments are checked and results allocated here; the kernels trust them."""
+"""Convolution of images: conv2d and its gradients. Arguments are checked here and results allocated."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def conv2d(
     stride : int or (int, int)
         Step between windows, at least 1.
     padding : int, (int, int), ((top, bottom), (left, right)), "valid", "same" or "same_lower"
-        Cells added around the image. "valid" adds none; "same" gives ceil(H / stride) rows, an odd cell goes to the end, as
-        TensorFlow and ONNX (SAME_UPPER) have it, and torch, which takes it for stride 1 only; "same_lower" puts the odd cell
+        Cells added around the image. "valid" adds none; "same" gives ceil(H / stride) rows and puts an odd cell at the
+        end, as TensorFlow and ONNX (SAME_UPPER) do, and torch, which takes it for stride 1 only; "same_lower" puts it
         at the start. May be larger than the kernel.
     dilation : int or (int, int)
         Step between the taps of a kernel, at least 1.
@@ -83,8 +83,8 @@ def conv2d(
 
     Notes
     -----
-    The result is the same, bit for bit, for any number of threads, and that of an image does not depend on its batch. Only
-    taps inside the image take part: zero padding never turns an inf of the image into a NaN.
+    The result is the same, bit for bit, for any number of threads, and that of an image does not depend on its batch.
+    Only taps inside the image take part: zero padding never turns an inf of the image into a NaN.
 
     References
     ----------
@@ -212,7 +212,7 @@ def conv2d_backward(
 def _geometry(
     x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: Any, padding_mode: Any, algorithm: Any
 ) -> tuple[Ints, Pairs, Ints, int, Ints]:
-    """Check what forward and backward have in common; return stride, padding, dilation, groups and the output's (OH, OW)."""
+    """Check what forward and backward have in common; return stride, padding, dilation, groups, (OH, OW)."""
     _check.spatial("x", _check.array("x", x), 2)
     groups = _check.integer("groups", groups, 1)
     _check.weight(x, _check.array("weight", weight), groups, 2)
@@ -242,7 +242,7 @@ def _fill_border(x: Array, pads: Pairs, mode: str) -> tuple[Array, Pairs]:
 
 
 def _fold_border(grad: Array, pads: Pairs, mode: str) -> Array:
-    """The gradient of `_fill_border`: there each cell was read from a position of the image, so now it is added to it."""
+    """The gradient of `_fill_border`: there each cell was read from a place in the image, so now it is added to it."""
     if mode == "zeros":
         return grad
     for axis, (before, after) in ((2, pads[0]), (3, pads[1])):
