@@ -1,0 +1,6 @@
+openmp: bool
+compiler: str
+flags: str
+
+def supported_instruction_sets() -> tuple[str, ...]: ...
+def max_threads() -> int: ...

@@ -1,0 +1,83 @@
+"""What is installed: the files, the metadata, and nothing that belongs to the source tree only."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import distribution, files, metadata
+from pathlib import Path, PurePosixPath
+
+import cyconv
+from cyconv import _runtime
+
+PACKAGE = Path(cyconv.__file__).parent
+INSTALLED = [PurePosixPath(path.as_posix()) for path in files("cyconv") or []]
+
+
+def test_installed_package_is_tested_and_not_the_source_tree():
+    assert not PACKAGE.is_relative_to(Path(__file__).parents[1] / "cyconv")
+
+
+def test_version_is_the_one_of_the_metadata():
+    assert cyconv.__version__ == distribution("cyconv").version
+
+
+def test_metadata():
+    meta = metadata("cyconv")
+    assert meta["License-Expression"] == "BSD-3-Clause"
+    assert meta["Requires-Python"] == ">=3.11"
+    assert [need for need in meta.get_all("Requires-Dist") if "extra" not in need] == ["numpy>=1.24"]
+
+
+def test_wheel_is_abi3_for_python_3_11():
+    assert re.search(r"^Tag: cp311-abi3-", distribution("cyconv").read_text("WHEEL"), re.MULTILINE)
+
+
+def test_every_extension_module_is_abi3():
+    assert {"".join(path.suffixes) for path in INSTALLED if path.suffix in {".so", ".pyd"}} == {".abi3.so"}
+
+
+def test_nothing_else_is_installed():
+    allowed = {".py", ".pyi", ".so", ".typed", ".npz", ".pyc", ".md"}
+    for path in INSTALLED:
+        assert path.parts[0] == "cyconv" or path.parts[0].endswith(".dist-info"), path
+        assert path.parts[0] != "cyconv" or path.suffix in allowed or path.name == "py.typed", path
+
+
+def test_what_must_be_installed_is():
+    names = {str(path) for path in INSTALLED}
+    assert {"cyconv/__init__.py", "cyconv/__main__.py", "cyconv/nn/__init__.py", "cyconv/py.typed"} <= names
+    assert {"cyconv/_runtime.pyi", "cyconv/data/digits.npz"} <= names
+    assert any(path.name == "LICENSE" for path in INSTALLED)
+
+
+def test_every_kernel_is_installed_for_each_family_instruction_set_and_dtype():
+    kernels = {path.name.partition(".")[0] for path in INSTALLED if path.parts[1] == "_kernels" and path.suffix == ".so"}
+    families, isas, dtypes = (set(part) for part in zip(*(name.split("_") for name in kernels), strict=True))
+    assert families >= {"conv", "pool"}
+    assert isas >= set(_runtime.supported_instruction_sets())
+    assert dtypes == {"float32", "float64"}
+    assert len(kernels) == len(families) * len(isas) * len(dtypes)
+
+
+def test_installed_size_is_below_10_mb():
+    assert sum(Path(path.locate()).stat().st_size for path in files("cyconv") if path.suffix != ".pyc") < 10e6
+
+
+def test_modules_do_not_name_the_directory_they_were_built_in():
+    root = os.fsencode(Path(__file__).parents[1])
+    for path in PACKAGE.rglob("*.so"):
+        assert root not in path.read_bytes(), path
+
+
+def test_import_needs_numpy_only():
+    code = "import sys, cyconv; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "numpy" in loaded
+    assert not {"scipy", "matplotlib", "tqdm", "threadpoolctl"} & set(loaded)
+
+
+def test_main_prints_the_configuration():
+    run = subprocess.run([sys.executable, "-m", "cyconv"], capture_output=True, text=True, check=True)
+    assert cyconv.__version__ in run.stdout
+    assert _runtime.flags in run.stdout
