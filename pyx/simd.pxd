@@ -9,3 +9,7 @@ cdef extern from "simd.h" nogil:
     void store(real *p, vec v) noexcept
     vec splat(real s) noexcept
     vec vrelu(vec v) noexcept
+    vec zip_low(vec a, vec b) noexcept
+    vec zip_high(vec a, vec b) noexcept
+    vec even(vec a, vec b) noexcept
+    vec odd(vec a, vec b) noexcept
