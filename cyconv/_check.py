@@ -25,6 +25,7 @@ PaddingLike: TypeAlias = "int | str | Sequence[int | tuple[int, int]]"
 
 C_INT_MAX = 2**31 - 1
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_OVERLAP_STEPS: Any = 1000  # decides all but contrived cases, which count as overlapping
 _AXES = ("depth", "height", "width")
 
 
@@ -78,16 +79,18 @@ def batched(x: Array, ndim: int) -> tuple[Array, bool]:
 
 def integer(name: str, value: Any, minimum: int, maximum: int = C_INT_MAX) -> int:
     """Return an integer (no bool, no float) of minimum..maximum as int."""
-    if type(value) is not int:
-        if isinstance(value, bool) or not hasattr(value, "__index__") or getattr(value, "ndim", 0):
-            raise TypeError(f"{name} must be an integer, got {value!r}")
+    if type(value) is int:
+        number = value
+    else:
         try:
-            value = operator.index(value)
+            if isinstance(value, (bool, np.ndarray)):
+                raise TypeError
+            number = operator.index(value)
         except TypeError:
             raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if not minimum <= value <= maximum:
-        raise ValueError(f"{name} must be in {minimum}..{maximum}, got {value}")
-    return value
+    if not minimum <= number <= maximum:
+        raise ValueError(f"{name} must be in {minimum}..{maximum}, got {number}")
+    return number
 
 
 def ints(name: str, value: Any, n: int, minimum: int) -> Ints:
@@ -136,7 +139,7 @@ def output_size(
 
     With ceil_mode the division rounds up, but a last window that would start in the end padding is dropped.
     """
-    result = []
+    result: list[int] = []
     for m, k, s, (before, after), d in zip(size, kernel, stride, padding, dilation, strict=True):
         span = m + before + after - d * (k - 1) - 1
         if span < 0 or m + before + after > C_INT_MAX:
@@ -158,7 +161,7 @@ def _refuse_size(n: int, axis: int, m: int, k: int, before: int, after: int, d: 
     )
 
 
-def output(name: str, out: Any, shape: Ints, dtype: np.dtype[Any], *inputs: Array | None) -> Array:
+def output(name: str, out: Any, shape: Ints, dtype: np.dtype[Any], *inputs: Array | None) -> Any:
     """Return a new array, or `out` if the result may be written to it. A refused `out` is untouched."""
     if out is None:
         return np.empty(shape, dtype)
@@ -170,8 +173,7 @@ def output(name: str, out: Any, shape: Ints, dtype: np.dtype[Any], *inputs: Arra
         raise ValueError(f"{name} is read-only")
     if not out.flags.c_contiguous and _overlaps_itself(out):
         raise ValueError(f"elements of {name} share memory: shape {out.shape}, strides {out.strides}")
-    # 1000 steps decide all but contrived cases; those count as overlapping.
-    if any(a is not None and np.may_share_memory(out, a, max_work=1000) for a in inputs):
+    if any(a is not None and np.may_share_memory(out, a, max_work=_OVERLAP_STEPS) for a in inputs):
         raise ValueError(f"{name} must not overlap an input")
     return out
 

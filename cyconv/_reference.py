@@ -31,7 +31,7 @@ class Windows:
 
     def pixels(self) -> Iterator[tuple[int, int]]:
         """Yield (oy, ox)."""
-        yield from np.ndindex(*self.out)  # type: ignore[misc]
+        yield from np.ndindex(*self.out)
 
     def taps(self, oy: int, ox: int) -> Iterator[tuple[int, int, int, int]]:
         """Yield (ky, kx, y, x) of one output pixel, row by row."""

@@ -113,7 +113,7 @@ def conv2d(
     (sh, sw), pads, (dh, dw), groups, size = geometry
     x4, batch = _check.batched(x, 4)
     shape = (x4.shape[0], weight.shape[0], *size)
-    result = _check.output("out", out, shape if batch else shape[1:], x.dtype, x, weight, bias)
+    result: Array = _check.output("out", out, shape if batch else shape[1:], x.dtype, x, weight, bias)
     if shape[0] == 0:
         return result
     x4, ((top, _), (left, _)) = _fill_border(x4, pads, padding_mode)
@@ -241,7 +241,7 @@ def _fill_border(x: Array, pads: Pairs, mode: str) -> tuple[Array, Pairs]:
     return x[:, :, rows[:, None], columns], ((0, 0), (0, 0))
 
 
-def _fold_border(grad: Array, pads: Pairs, mode: str) -> Array:
+def _fold_border(grad: Any, pads: Pairs, mode: str) -> Any:
     """The gradient of `_fill_border`: there each cell was read from a place in the image, so now it is added to it."""
     if mode == "zeros":
         return grad
