@@ -55,7 +55,7 @@ def extensions():
         for isa, flags in INSTRUCTION_SETS.items():
             for dtype, c_type in DTYPES.items():
                 name = f"cyconv._kernels.{family}_{isa}_{dtype}"
-                macros = [("REAL", c_type)]
+                macros = [("REAL", c_type), ("REAL_BYTES", str(int(dtype[-2:]) // 8))]
                 found.append(Extension(name, [f"pyx/{family}.pyx"], define_macros=macros, extra_compile_args=[*flags]))
     for extension in found:
         extension.py_limited_api = True

@@ -1,22 +1,23 @@
-# The arena: one block of bytes for a call, taken from a list that the callers share and given back afterwards. Taking and
-# giving back happen under the GIL, so calls from several Python threads get blocks of their own.
+# The arena: one block of bytes for a call, taken from a list that all callers share and given back afterwards. Both happen
+# under the GIL, so calls from several Python threads have blocks of their own.
+cdef extern from "Python.h":
+    char *PyByteArray_AsString(object block)
+    enum: PY_SSIZE_T_MAX
 
-cdef inline take(list scratch, Py_ssize_t size):
-    """A bytearray of at least `size` bytes; MemoryError if there is no memory."""
-    if size > PY_SSIZE_T_MAX // 2:
-        raise MemoryError(f"{size} bytes of scratch")
+
+cdef inline bytearray take(list scratch, double size):
+    """A block that holds `size` bytes from the next cache line on; MemoryError if there is no memory."""
+    cdef bytearray block
+    if size >= <double>(PY_SSIZE_T_MAX // 2):
+        raise MemoryError(f"{size:.3g} bytes of scratch")
     if scratch:
         block = scratch.pop()
-        if len(block) >= size:
+        if len(block) >= size + 64:
             return block
-        del block
-    return bytearray(size)
+        block = None            # freed before its successor is allocated
+    return bytearray(<Py_ssize_t>size + 64)
 
 
-cdef extern from *:
-    Py_ssize_t PY_SSIZE_T_MAX
-
-
-cdef inline Py_ssize_t align(Py_ssize_t offset) noexcept nogil:
-    """The next multiple of a cache line."""
-    return (offset + 63) // 64 * 64
+cdef inline void *address(bytearray block):
+    """The block's first cache line."""
+    return <void *>((<Py_ssize_t>PyByteArray_AsString(block) + 63) // 64 * 64)

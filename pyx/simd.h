@@ -1,4 +1,4 @@
-/* The vector type of one build: `real` is float or double (REAL, from setup.py); its width follows the
+/* The vector type of one build: `real` is float or double (REAL and REAL_BYTES, from setup.py); its width follows the
  * instruction set that the compiler was told to use. This header is all the C there is. */
 #ifndef CYCONV_SIMD_H
 #define CYCONV_SIMD_H
@@ -10,7 +10,7 @@
 #else /* SSE2, NEON, and whatever the compiler lowers 16-byte vectors to */
 #define VECTOR_BYTES 16
 #endif
-#define LANE_COUNT (VECTOR_BYTES / (REAL_BYTES))
+#define LANE_COUNT (VECTOR_BYTES / REAL_BYTES)
 
 typedef REAL real;
 /* aligned(sizeof(real)): loads and stores may be unaligned; may_alias: made from pointers to real. */
@@ -61,5 +61,12 @@ static inline vec zip_low(vec a, vec b) { return __builtin_shufflevector(a, b, Z
 static inline vec zip_high(vec a, vec b) { return __builtin_shufflevector(a, b, ZIP_HIGH); }
 static inline vec even(vec a, vec b) { return __builtin_shufflevector(a, b, EVEN); }
 static inline vec odd(vec a, vec b) { return __builtin_shufflevector(a, b, ODD); }
+
+/* The sum of the lanes, always in the same order. */
+static inline real lane_sum(vec v) {
+    real sum = v[0];
+    for (int i = 1; i < LANES; i++) sum += v[i];
+    return sum;
+}
 
 #endif

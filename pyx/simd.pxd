@@ -13,3 +13,4 @@ cdef extern from "simd.h" nogil:
     vec zip_high(vec a, vec b) noexcept
     vec even(vec a, vec b) noexcept
     vec odd(vec a, vec b) noexcept
+    real lane_sum(vec v) noexcept

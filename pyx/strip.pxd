@@ -8,6 +8,14 @@ from libc.string cimport memset
 from simd cimport real, LANES, load, store
 
 
+cdef enum:
+    STRIP_BYTES = 1 << 19       # what a task reads again and again: half of a 1 MB L2
+
+
+cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return (a + b - 1) // b
+
+
 cdef struct Axis:
     Py_ssize_t taps
     Py_ssize_t step             # source elements between neighbouring outputs
@@ -48,11 +56,24 @@ cdef inline Py_ssize_t total_length(const Axis *axis) noexcept nogil:
     return total
 
 
+cdef inline Py_ssize_t segment_base(const Axis *axis, Py_ssize_t segment) noexcept nogil:
+    """Rows before the segment when the segments lie one after the other."""
+    cdef Py_ssize_t j, base = 0
+    for j in range(segment):
+        base += axis.segment_length[j]
+    return base
+
+
 cdef inline Py_ssize_t longest_segment(const Axis *axis) noexcept nogil:
     cdef Py_ssize_t j, longest = 0
     for j in range(axis.segments):
         longest = max(longest, axis.segment_length[j])
     return longest
+
+
+cdef inline Py_ssize_t padded_plane(Py_ssize_t elements) noexcept nogil:
+    """An odd number of cache lines, so that neighbouring planes do not fall into the same sets of the cache."""
+    return (ceil_div(elements * <Py_ssize_t>sizeof(real), 64) | 1) * 64 // <Py_ssize_t>sizeof(real)
 
 
 cdef inline void copy_run(real *to, const real *source, Py_ssize_t n) noexcept nogil:
@@ -73,8 +94,8 @@ cdef inline void copy_row(real *to, Py_ssize_t n, const real *row, Py_ssize_t st
                           Py_ssize_t size) noexcept nogil:
     """to[i] = row[start + i * step] for i < n, zero where that lies outside 0..size."""
     cdef Py_ssize_t first, last, i
-    first = min(n, (-start + step - 1) // step) if start < 0 else 0
-    last = (size - start + step - 1) // step if start < size else 0
+    first = min(n, ceil_div(-start, step)) if start < 0 else 0
+    last = ceil_div(size - start, step) if start < size else 0
     last = max(first, min(n, last))
     for i in range(first):
         to[i] = 0

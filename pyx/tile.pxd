@@ -72,9 +72,3 @@ cdef inline void tile_rows(int rows, const int vectors, const Tile *t) noexcept 
     elif MR >= 12 and rows == 12: tile(12, vectors, t)
     elif MR >= 13 and rows == 13: tile(13, vectors, t)
     elif MR >= 14 and rows == 14: tile(14, vectors, t)
-
-
-cdef inline void run_tile(int rows, int vectors, const Tile *t) noexcept nogil:
-    if vectors == 1: tile_rows(rows, 1, t)
-    elif vectors == 2: tile_rows(rows, 2, t)
-    elif NV >= 3 and vectors == 3: tile_rows(rows, 3, t)

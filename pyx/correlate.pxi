@@ -5,10 +5,6 @@
 # with y and x as the two axes say and zero outside the source. Tasks are (image, group, strip, block of rows m); every
 # output element belongs to one task and is summed over (r, ky, kx) in that order, whatever the strips and threads are.
 # Scratch of a thread: one strip. Reference: cyconv/_reference.py.
-from libc.string cimport memset
-from simd cimport real, LANES, MR, NV
-from strip cimport Axis, plan_segments, total_length, longest_segment, copy_strip
-from tile cimport Tile, run_tile
 
 
 cdef struct Pass:
@@ -32,32 +28,30 @@ cdef struct Pass:
     Py_ssize_t *step_b
 
 
-cdef enum:
-    STRIP_BYTES = 1 << 19       # half of a 1 MB L2
-
-
-cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return (a + b - 1) // b
-
-
 cdef inline Py_ssize_t strip_elements(const Pass *p) noexcept nogil:
-    """Elements of a thread's scratch, with room for a vector that starts at the last element."""
-    return 0 if p.in_place else p.channels * p.x.segments * p.plane + LANES
+    """What a strip holds, with room for a vector that starts at the last element."""
+    return p.channels * p.x.segments * (p.strip_rows if p.in_place else p.plane) + LANES
 
 
 cdef inline void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
     p.strips = strips
     p.strip_rows = ceil_div(p.y.extent, strips)
     plan_segments(&p.y, p.strip_rows, True)
-    # An odd number of cache lines: planes spread over all sets of the cache.
-    p.plane = (ceil_div(total_length(&p.y) * p.pitch * <Py_ssize_t>sizeof(real), 64) | 1) * 64 // <Py_ssize_t>sizeof(real)
+    p.plane = p.y.size if p.in_place else padded_plane(total_length(&p.y) * p.pitch)
 
 
-cdef inline void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
+cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     """Choose strips and fill the offset tables; `tables` holds 2 * channels * taps of y * taps of x."""
     cdef Py_ssize_t taps = p.y.taps * p.x.taps
-    cdef Py_ssize_t c, i, j, k, strips, fit
+    cdef Py_ssize_t c, i, j, k, strips, most, blocks, fit
     cdef Py_ssize_t row_vectors = ceil_div(p.x.extent, LANES)
+    p.in_place = (p.out_x == 1 and p.x.taps == 1 and p.x.step == 1 and p.x.start[0] == 0 and p.x.extent == p.x.size
+                  and p.y.taps == 1 and p.y.step == 1 and p.y.start[0] == 0 and p.y.extent == p.y.size
+                  and p.y.extent * p.x.extent >= LANES)
+    if p.in_place:              # one column of pixels, so that a strip may begin anywhere
+        p.y.extent = p.y.size = p.y.size * p.x.size
+        p.x.extent = p.x.size = p.out_y = 1
+        row_vectors = 1
     p.row_blocks = ceil_div(p.rows, MR)
     p.step_a = tables
     p.step_b = tables + p.channels * taps
@@ -65,51 +59,30 @@ cdef inline void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept no
     p.exact = p.x.extent < LANES or row_vectors * LANES * 16 > p.x.extent * 17
     plan_segments(&p.x, p.x.extent, not p.exact)
     p.pitch = p.x.extent if p.exact else longest_segment(&p.x)
-    p.in_place = (p.x.taps == 1 and p.x.step == 1 and p.x.start[0] == 0 and p.x.extent == p.x.size
-                  and p.y.taps == 1 and p.y.step == 1 and p.y.start[0] == 0 and p.y.extent == p.y.size
-                  and p.y.extent * p.x.extent >= LANES)
     plan_strips(p, 1)
-    if p.in_place:
-        p.exact = True
-        p.pitch = p.x.size
-        p.plane = p.y.size * p.x.size
-    else:
-        while p.strips < p.y.extent and strip_elements(p) * <Py_ssize_t>sizeof(real) > STRIP_BYTES:
-            fit = ceil_div(strip_elements(p) * <Py_ssize_t>sizeof(real), STRIP_BYTES)
-            plan_strips(p, min(p.y.extent, max(p.strips + 1, p.strips * fit // 2)))
+    most = p.y.extent // (4 * NV * LANES) if p.in_place else p.y.extent
+    while p.strips < most and strip_elements(p) * <Py_ssize_t>sizeof(real) > STRIP_BYTES:
+        fit = ceil_div(strip_elements(p) * <Py_ssize_t>sizeof(real), STRIP_BYTES)
+        plan_strips(p, min(most, max(p.strips + 1, p.strips * fit // 2)))
     # Enough tasks for every thread, evenly.
     strips = p.strips
-    while (strips < p.y.extent and p.images * p.groups * p.row_blocks * strips < 16 * threads
-           and p.images * p.groups * p.row_blocks * strips % threads != 0):
+    blocks = p.images * p.groups * p.row_blocks
+    while strips < most and blocks * strips < 16 * threads and blocks * strips % threads != 0:
         strips += 1
     if strips != p.strips:
-        if p.in_place:
-            p.strips = strips
-        else:
-            plan_strips(p, strips)
+        plan_strips(p, strips)
     p.tasks = p.images * p.groups * p.strips * p.row_blocks
     k = 0
     for c in range(p.channels):
         for i in range(p.y.taps):
             for j in range(p.x.taps):
                 p.step_a[k] = c * p.channel_step + p.y.index[i] + p.x.index[j]
-                if p.in_place:
-                    p.step_b[k] = c * p.plane
-                else:
-                    p.step_b[k] = ((c * p.x.segments + p.x.segment[j]) * p.plane + p.x.offset[j] + p.pitch *
-                                   (p.y.offset[i] + segment_base(&p.y, p.y.segment[i])))
+                p.step_b[k] = ((c * p.x.segments + p.x.segment[j]) * p.plane + p.x.offset[j] + p.pitch *
+                               (p.y.offset[i] + segment_base(&p.y, p.y.segment[i])))
                 k += 1
 
 
-cdef inline Py_ssize_t segment_base(const Axis *axis, Py_ssize_t segment) noexcept nogil:
-    """Rows before the segment when all segments lie one after the other."""
-    cdef Py_ssize_t j, base = 0
-    for j in range(segment):
-        base += axis.segment_length[j]
-    return base
-
-
-cdef inline void copy_part(const Pass *p, real *out, const real *buffer, Py_ssize_t rows, Py_ssize_t first,
+cdef void copy_part(const Pass *p, real *out, const real *buffer, Py_ssize_t rows, Py_ssize_t first,
                            Py_ssize_t n) noexcept nogil:
     """Write the outputs first.. first + n of the strip, whose rows lie LANES apart in buffer, to their places."""
     cdef Py_ssize_t i, l, y, x

@@ -1,0 +1,268 @@
+"""Two-dimensional cross-correlation and its gradients over NCHW arrays: entry points and plans.
+
+    out[n, f, oy, ox] = bias[f] + sum over c, ky, kx of weight[f, c, ky, kx] * x[n, c, oy*sh + ky*dh - ph, ox*sw + kx*dw - pw]
+
+Arguments have been checked by cyconv/conv.py; arrays are C-contiguous and not empty. A prange runs over as many contiguous
+shares of the tasks as there are threads; a share owns the output elements of its tasks. pyx/README.md is the map,
+cyconv/_reference.py the plain version.
+"""
+from cython.parallel cimport prange
+
+from libc.string cimport memset
+from simd cimport real, vec, LANES, MR, NV, load, store, splat, lane_sum, zip_low, zip_high
+from scratch cimport take, address
+from strip cimport Axis, plan_segments, segment_base, total_length, longest_segment, copy_strip, padded_plane, ceil_div, \
+    STRIP_BYTES
+from tile cimport Tile, tile_rows
+
+
+cdef void run_tile(int rows, int vectors, const Tile *t) noexcept nogil:
+    if vectors == 1: tile_rows(rows, 1, t)
+    elif vectors == 2: tile_rows(rows, 2, t)
+    elif NV >= 3 and vectors == 3: tile_rows(rows, 3, t)
+
+
+include "correlate.pxi"
+include "weight.pxi"
+
+
+cdef enum:
+    WORK_PER_THREAD = 1 << 16   # multiply-adds for which another thread is worth its start
+
+
+cdef inline int useful_threads(double work, Py_ssize_t tasks, int threads) noexcept nogil:
+    return <int>max(1., min(min(<double>threads, <double>tasks), work / WORK_PER_THREAD))
+
+
+cdef inline Py_ssize_t lines(Py_ssize_t elements) noexcept nogil:
+    """The number of elements rounded up to whole cache lines, and one more."""
+    return (ceil_div(elements * <Py_ssize_t>sizeof(real), 64) + 1) * 64 // <Py_ssize_t>sizeof(real)
+
+
+cdef inline Py_ssize_t *carve_axis(Axis *axis, Py_ssize_t *memory, Py_ssize_t taps) noexcept nogil:
+    """Give the axis its six arrays; return what follows them."""
+    axis.start = memory
+    axis.index = memory + taps
+    axis.segment = memory + 2 * taps
+    axis.offset = memory + 3 * taps
+    axis.segment_start = memory + 4 * taps
+    axis.segment_length = memory + 5 * taps
+    return memory + 6 * taps
+
+
+cdef void forward_axis(Axis *axis, Py_ssize_t kernel, Py_ssize_t tap_step, Py_ssize_t stride, Py_ssize_t pad,
+                       Py_ssize_t dilation, Py_ssize_t size, Py_ssize_t extent) noexcept nogil:
+    cdef Py_ssize_t k
+    axis.taps = kernel
+    axis.step = stride
+    axis.size = size
+    axis.extent = extent
+    for k in range(kernel):
+        axis.start[k] = k * dilation - pad
+        axis.index[k] = k * tap_step
+
+
+cdef void phase_axis(Axis *axis, Py_ssize_t phase, Py_ssize_t kernel, Py_ssize_t tap_step, Py_ssize_t stride,
+                     Py_ssize_t pad, Py_ssize_t dilation, Py_ssize_t size, Py_ssize_t extent) noexcept nogil:
+    """The taps that reach the positions phase, phase + stride, ... of x.
+
+    In the forward pass output o read x[o*stride + k*dilation - pad]; so now position phase + q*stride of x receives from
+    o = q + (phase + pad - k*dilation) / stride, for every k that makes this whole.
+    """
+    cdef Py_ssize_t k
+    axis.taps = 0
+    axis.step = 1
+    axis.size = size
+    axis.extent = ceil_div(extent - phase, stride)
+    for k in range(kernel - 1, -1, -1):
+        if (phase + pad - k * dilation) % stride == 0:
+            axis.start[axis.taps] = (phase + pad - k * dilation) // stride
+            axis.index[axis.taps] = k * tap_step
+            axis.taps += 1
+
+
+cdef void run_share(const Pass *p, int part, int parts, real *strip) noexcept nogil:
+    run_tasks(p, p.tasks * part // parts, p.tasks * (part + 1) // parts, strip)
+
+
+cdef run_pass(Pass *p, Py_ssize_t *tables, int threads, list scratch):
+    """Plan the pass, take its strips and run it."""
+    cdef double work = <double>p.images * p.groups * p.rows * p.channels * p.y.taps * p.x.taps * p.y.extent * p.x.extent
+    cdef Py_ssize_t size
+    cdef int part, parts
+    cdef bytearray block
+    cdef real *strips
+    plan_pass(p, tables, useful_threads(work, threads, threads))
+    parts = useful_threads(work, p.tasks, threads)
+    size = 0 if p.in_place else lines(strip_elements(p))
+    block = take(scratch, <double>size * sizeof(real) * parts)
+    strips = <real *>address(block)
+    with nogil:
+        if parts == 1:
+            run_share(p, 0, 1, strips)
+        else:
+            for part in prange(parts, num_threads=parts, schedule="static"):
+                run_share(p, part, parts, strips + part * size)
+    scratch.append(block)
+
+
+cdef inline double table_size(Pass *p, Py_ssize_t kh, Py_ssize_t kw) noexcept:
+    """Bytes of a pass's axes and offset tables."""
+    return (2. * p.channels * kh * kw + 6. * (kh + kw)) * sizeof(Py_ssize_t)
+
+
+def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, const real[::1] bias, real[:, :, :, ::1] out,
+            Py_ssize_t sh, Py_ssize_t sw, Py_ssize_t ph, Py_ssize_t pw, Py_ssize_t dh, Py_ssize_t dw,
+            Py_ssize_t groups, bint relu, int threads, list scratch):
+    """out = cross-correlation of x and weight, plus bias; relu clips it at zero."""
+    cdef Py_ssize_t kh = weight.shape[2], kw = weight.shape[3]
+    cdef Py_ssize_t *rest
+    cdef bytearray block
+    cdef Pass p
+    p.images = x.shape[0]
+    p.groups = groups
+    p.rows = weight.shape[0] // groups
+    p.channels = weight.shape[1]
+    p.channel_step = kh * kw
+    p.row_step = p.channels * kh * kw
+    p.a_group = p.rows * p.row_step
+    p.a = &weight[0, 0, 0, 0]
+    p.source = &x[0, 0, 0, 0]
+    p.bias = &bias[0] if bias is not None else NULL
+    p.relu = relu
+    p.out = &out[0, 0, 0, 0]
+    p.out_plane = out.shape[2] * out.shape[3]
+    p.out_y = out.shape[3]
+    p.out_x = 1
+    block = take(scratch, table_size(&p, kh, kw))
+    rest = carve_axis(&p.y, <Py_ssize_t *>address(block), kh)
+    rest = carve_axis(&p.x, rest, kw)
+    forward_axis(&p.y, kh, kw, sh, ph, dh, x.shape[2], out.shape[2])
+    forward_axis(&p.x, kw, 1, sw, pw, dw, x.shape[3], out.shape[3])
+    run_pass(&p, rest, threads, scratch)
+    scratch.append(block)
+
+
+def grad_x(const real[:, :, :, ::1] grad_out, const real[:, :, :, ::1] weight, real[:, :, :, ::1] grad_x,
+           Py_ssize_t sh, Py_ssize_t sw, Py_ssize_t ph, Py_ssize_t pw, Py_ssize_t dh, Py_ssize_t dw,
+           Py_ssize_t groups, int threads, list scratch):
+    """The gradient of x: one dense pass over grad_out for each of the sh * sw phases of the grid of x.
+
+    The forward pass added weight[f, c, ky, kx] * x[c, y, x] to out[f, oy, ox]; so now the same weight, read with rows and
+    steps exchanged, times grad_out[f, oy, ox] is added to grad_x[c, y, x].
+    """
+    cdef Py_ssize_t kh = weight.shape[2], kw = weight.shape[3], height = grad_x.shape[2], width = grad_x.shape[3]
+    cdef Py_ssize_t y, x
+    cdef Py_ssize_t *rest
+    cdef bytearray block
+    cdef Pass p
+    p.images = grad_out.shape[0]
+    p.groups = groups
+    p.rows = weight.shape[1]
+    p.channels = weight.shape[0] // groups
+    p.channel_step = p.rows * kh * kw
+    p.row_step = kh * kw
+    p.a_group = p.channels * p.channel_step
+    p.a = &weight[0, 0, 0, 0]
+    p.source = &grad_out[0, 0, 0, 0]
+    p.bias = NULL
+    p.relu = False
+    p.out_plane = height * width
+    block = take(scratch, table_size(&p, kh, kw))
+    for y in range(min(sh, height)):
+        for x in range(min(sw, width)):
+            rest = carve_axis(&p.y, <Py_ssize_t *>address(block), kh)
+            rest = carve_axis(&p.x, rest, kw)
+            phase_axis(&p.y, y, kh, kw, sh, ph, dh, grad_out.shape[2], height)
+            phase_axis(&p.x, x, kw, 1, sw, pw, dw, grad_out.shape[3], width)
+            p.out = &grad_x[0, 0, y, x]
+            p.out_y = sh * width
+            p.out_x = sw
+            run_pass(&p, rest, threads, scratch)
+    scratch.append(block)
+
+
+cdef void run_weight_share(const WeightPass *p, int part, int parts, real *memory) noexcept nogil:
+    cdef Py_ssize_t task
+    cdef Py_ssize_t strip = lines(sum_elements(p))
+    cdef Py_ssize_t panels = strip + lines(weight_strip_elements(p))
+    for task in range(p.tasks * part // parts, p.tasks * (part + 1) // parts):
+        run_weight_task(p, task, memory, memory + strip, memory + panels)
+
+
+def grad_weight(const real[:, :, :, ::1] x, const real[:, :, :, ::1] grad_out, real[:, :, :, ::1] grad_weight,
+                Py_ssize_t sh, Py_ssize_t sw, Py_ssize_t ph, Py_ssize_t pw, Py_ssize_t dh, Py_ssize_t dw,
+                Py_ssize_t groups, int threads, list scratch):
+    """The gradient of the weight."""
+    cdef Py_ssize_t kh = grad_weight.shape[2], kw = grad_weight.shape[3]
+    cdef Py_ssize_t size, part_size, pixels = grad_out.shape[2] * grad_out.shape[3]
+    cdef Py_ssize_t *rest
+    cdef real *memory
+    cdef bytearray tables, block
+    cdef int part, parts
+    cdef WeightPass p
+    p.images = x.shape[0]
+    p.groups = groups
+    p.rows = grad_weight.shape[0] // groups
+    p.channels = grad_weight.shape[1]
+    p.weight_size = p.groups * p.rows * p.channels * kh * kw
+    p.source = &x[0, 0, 0, 0]
+    p.grad_out = &grad_out[0, 0, 0, 0]
+    tables = take(scratch, (6. * (kh + kw) + 2. * pixels + <double>kh * kw) * sizeof(Py_ssize_t))
+    rest = carve_axis(&p.y, <Py_ssize_t *>address(tables), kh)
+    rest = carve_axis(&p.x, rest, kw)
+    forward_axis(&p.y, kh, kw, sh, ph, dh, x.shape[2], grad_out.shape[2])
+    forward_axis(&p.x, kw, 1, sw, pw, dw, x.shape[3], grad_out.shape[3])
+    plan_weight(&p)
+    fill_weight_tables(&p, rest)
+    parts = useful_threads(<double>p.images * p.weight_size * pixels, p.tasks, threads)
+    size = lines(p.splits * p.weight_size) if p.splits > 1 else 0
+    part_size = lines(sum_elements(&p)) + lines(weight_strip_elements(&p)) + lines(panel_elements(&p))
+    block = take(scratch, (<double>size + <double>part_size * parts) * sizeof(real))
+    memory = <real *>address(block)
+    p.grad_weight = memory if p.splits > 1 else &grad_weight[0, 0, 0, 0]
+    with nogil:
+        if parts == 1:
+            run_weight_share(&p, 0, 1, memory + size)
+        else:
+            for part in prange(parts, num_threads=parts, schedule="static"):
+                run_weight_share(&p, part, parts, memory + size + part * part_size)
+        if p.splits > 1:
+            add_partial(&p, &grad_weight[0, 0, 0, 0])
+    scratch.append(block)
+    scratch.append(tables)
+
+
+cdef real channel_sum(const real[:, :, :, ::1] grad_out, Py_ssize_t f) noexcept nogil:
+    """The sum over images and pixels of one channel: NV vectors of partial sums for each image, then over images."""
+    cdef Py_ssize_t pixels = grad_out.shape[2] * grad_out.shape[3]
+    cdef Py_ssize_t n, i, j
+    cdef const real *plane
+    cdef vec sums[4]
+    cdef real total = 0, image
+    for n in range(grad_out.shape[0]):
+        plane = &grad_out[n, f, 0, 0]
+        for j in range(4):
+            sums[j] = splat(0)
+        i = 0
+        while i + 4 * LANES <= pixels:
+            for j in range(4):
+                sums[j] = sums[j] + load(plane + i + j * LANES)
+            i += 4 * LANES
+        image = lane_sum((sums[0] + sums[1]) + (sums[2] + sums[3]))
+        for i in range(i, pixels):
+            image += plane[i]
+        total += image
+    return total
+
+
+def grad_bias(const real[:, :, :, ::1] grad_out, real[::1] grad_bias, int threads):
+    """The gradient of the bias: the sum of grad_out over images and pixels."""
+    cdef Py_ssize_t f
+    cdef int parts = useful_threads(grad_out.size, grad_bias.shape[0], threads)
+    if parts == 1:
+        for f in range(grad_bias.shape[0]):
+            grad_bias[f] = channel_sum(grad_out, f)
+    else:
+        for f in prange(grad_bias.shape[0], num_threads=parts, schedule="static", nogil=True):
+            grad_bias[f] = channel_sum(grad_out, f)

@@ -1,0 +1,203 @@
+# The gradient of the weight. The forward pass summed weight[f, tap] * x[pixel of tap] into out[f, pixel]; so now
+#
+#     grad_weight[f, tap] = sum over images and pixels of x[pixel of tap] * grad_out[f, pixel]
+#
+# through the same tile: rows are taps, read from the strip of x; steps are output pixels; lanes are output channels, read
+# from a copy of grad_out transposed to [pixel][channel] in panels of NV vectors. The sums grow in scratch as [tap][channel]
+# and are transposed at the end.
+#
+# The images' strips ("units") are cut into `splits` runs and the input channels into `chunks`; a task is one of each for
+# one group. Both counts follow from shapes alone, and a task adds its units in order, so the result does not depend on
+# the number of threads. With more than one split, each has a partial gradient of its own, added in order at the end.
+# Scratch of a thread: a strip of one chunk, the panels, the sums. Reference: cyconv/_reference.py.
+
+
+cdef struct WeightPass:
+    const real *source
+    const real *grad_out
+    real *grad_weight           # one, or `splits` partial ones, each of weight_size elements
+    Py_ssize_t weight_size
+    Py_ssize_t images, groups, rows, channels    # rows: output channels of a group, channels: input channels of a group
+    Axis y, x
+    # the plan
+    Py_ssize_t strips, pitch, plane, strip_rows, vectors, chunks, chunk_channels, splits, tasks
+    Py_ssize_t *step_a          # [pixels of a strip]
+    Py_ssize_t *step_b
+    Py_ssize_t *tap             # [taps] offset in the strip's channel
+
+
+cdef enum:
+    CHUNK_CHANNELS = 64         # grad_out is transposed once for so many input channels
+    MIN_TASKS = 8
+
+
+cdef inline Py_ssize_t panel_elements(const WeightPass *p) noexcept nogil:
+    return p.strip_rows * p.x.extent * p.vectors * LANES
+
+
+cdef inline Py_ssize_t weight_strip_elements(const WeightPass *p) noexcept nogil:
+    return p.chunk_channels * p.x.segments * p.plane
+
+
+cdef inline Py_ssize_t sum_elements(const WeightPass *p) noexcept nogil:
+    return p.chunk_channels * p.y.taps * p.x.taps * p.vectors * LANES
+
+
+cdef void plan_weight_strips(WeightPass *p, Py_ssize_t strips) noexcept nogil:
+    p.strips = strips
+    p.strip_rows = ceil_div(p.y.extent, strips)
+    plan_segments(&p.y, p.strip_rows, True)
+    p.plane = padded_plane(total_length(&p.y) * p.pitch)
+
+
+cdef void plan_weight(WeightPass *p) noexcept nogil:
+    cdef Py_ssize_t units
+    p.vectors = ceil_div(p.rows, LANES)
+    p.chunks = ceil_div(p.channels, CHUNK_CHANNELS)
+    plan_segments(&p.x, p.x.extent, True)
+    p.pitch = longest_segment(&p.x)
+    p.chunk_channels = ceil_div(p.channels, p.chunks)
+    plan_weight_strips(p, 1)
+    while (p.strips < p.y.extent and (panel_elements(p) + weight_strip_elements(p)) * <Py_ssize_t>sizeof(real)
+            > STRIP_BYTES):
+        plan_weight_strips(p, p.strips + 1)
+    units = p.images * p.strips
+    p.splits = max(1, min(units, ceil_div(MIN_TASKS, p.groups * p.chunks)))
+    p.chunks = min(p.channels, max(p.chunks, ceil_div(MIN_TASKS, p.groups * p.splits)))
+    p.chunk_channels = ceil_div(p.channels, p.chunks)
+    p.tasks = p.splits * p.groups * p.chunks
+
+
+cdef void fill_weight_tables(WeightPass *p, Py_ssize_t *tables) noexcept nogil:
+    """`tables` holds 2 * pixels of a strip + taps of y * taps of x."""
+    cdef Py_ssize_t i, j, k = 0
+    p.step_a = tables
+    p.step_b = tables + p.strip_rows * p.x.extent
+    p.tap = p.step_b + p.strip_rows * p.x.extent
+    for i in range(p.strip_rows):
+        for j in range(p.x.extent):
+            p.step_a[k] = i * p.pitch + j
+            p.step_b[k] = k * NV * LANES
+            k += 1
+    for i in range(p.y.taps):
+        for j in range(p.x.taps):
+            p.tap[i * p.x.taps + j] = (p.x.segment[j] * p.plane + p.x.offset[j] + p.pitch *
+                                       (p.y.offset[i] + segment_base(&p.y, p.y.segment[i])))
+
+
+cdef inline void transpose_square(real *to, Py_ssize_t to_row, const real *source, Py_ssize_t row) noexcept nogil:
+    """to[j][i] = source[i][j] for LANES x LANES elements: log2(LANES) rounds of zipping row i with row i + LANES/2."""
+    cdef vec a[LANES]
+    cdef vec b[LANES]
+    cdef int i, size = 1
+    for i in range(LANES):
+        a[i] = load(source + i * row)
+    while size < LANES:
+        for i in range(LANES // 2):
+            b[2 * i] = zip_low(a[i], a[i + LANES // 2])
+            b[2 * i + 1] = zip_high(a[i], a[i + LANES // 2])
+        for i in range(LANES):
+            a[i] = b[i]
+        size *= 2
+    for i in range(LANES):
+        store(to + i * to_row, a[i])
+
+
+cdef void transpose(real *to, Py_ssize_t to_row, const real *source, Py_ssize_t row, Py_ssize_t rows,
+                           Py_ssize_t columns) noexcept nogil:
+    """to[j][i] = source[i][j] for i < rows, j < columns."""
+    cdef Py_ssize_t i = 0, j, k
+    while i + LANES <= rows:
+        j = 0
+        while j + LANES <= columns:
+            transpose_square(to + j * to_row + i, to_row, source + i * row + j, row)
+            j += LANES
+        for j in range(j, columns):
+            for k in range(LANES):
+                to[j * to_row + i + k] = source[(i + k) * row + j]
+        i += LANES
+    for i in range(i, rows):
+        for j in range(columns):
+            to[j * to_row + i] = source[i * row + j]
+
+
+cdef void fill_panels(const WeightPass *p, real *panels, const real *grad_out, Py_ssize_t pixels) noexcept nogil:
+    """panels[block][pixel][lane] = grad_out[block * NV * LANES + lane][pixel], zero past the last channel."""
+    cdef Py_ssize_t block = 0, rows, k, f
+    cdef Py_ssize_t plane = p.y.extent * p.x.extent
+    while block * NV < p.vectors:
+        f = block * NV * LANES
+        rows = min(p.rows - f, <Py_ssize_t>NV * LANES)
+        if rows < NV * LANES:
+            memset(panels, 0, pixels * NV * LANES * sizeof(real))
+        transpose(panels, NV * LANES, grad_out + f * plane, plane, rows, pixels)
+        panels += pixels * NV * LANES
+        block += 1
+
+
+cdef void add_unit(const WeightPass *p, Tile *t, real *sums, const real *strip, const real *panels,
+                          Py_ssize_t channels, Py_ssize_t pixels) noexcept nogil:
+    """Add one unit's products to the sums of `channels` input channels."""
+    cdef Py_ssize_t per_channel = p.y.taps * p.x.taps
+    cdef Py_ssize_t taps = channels * per_channel
+    cdef Py_ssize_t blocks = ceil_div(taps, MR)
+    cdef Py_ssize_t block, v = 0, first, i
+    cdef int j, rows, n
+    t.steps = pixels
+    t.out_row = p.vectors * LANES
+    t.a = strip
+    while v < p.vectors:
+        n = <int>min(<Py_ssize_t>NV, p.vectors - v)
+        t.b = panels + v * LANES * pixels
+        for block in range(blocks):
+            first = block * taps // blocks
+            rows = <int>((block + 1) * taps // blocks - first)
+            for j in range(rows):
+                i = (first + j) // per_channel
+                t.row[j] = i * p.x.segments * p.plane + p.tap[first + j - i * per_channel]
+            t.out = sums + first * t.out_row + v * LANES
+            run_tile(rows, n, t)
+        v += n
+
+
+cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, real *sums, real *strip, real *panels) noexcept nogil:
+    cdef Py_ssize_t chunk = task % p.chunks
+    cdef Py_ssize_t group = task // p.chunks % p.groups
+    cdef Py_ssize_t split = task // p.chunks // p.groups
+    cdef Py_ssize_t c0 = chunk * p.channels // p.chunks
+    cdef Py_ssize_t channels = (chunk + 1) * p.channels // p.chunks - c0
+    cdef Py_ssize_t units = p.images * p.strips
+    cdef Py_ssize_t taps = p.y.taps * p.x.taps
+    cdef Py_ssize_t source_plane = p.y.size * p.x.size
+    cdef Py_ssize_t out_plane = p.y.extent * p.x.extent
+    cdef Py_ssize_t unit, n, s, y0, pixels
+    cdef Tile t
+    cdef int j
+    t.step_a = p.step_a
+    t.step_b = p.step_b
+    t.bias = NULL
+    t.relu = False
+    for j in range(NV):
+        t.pixel[j] = t.out_pixel[j] = j * LANES
+    for unit in range(split * units // p.splits, (split + 1) * units // p.splits):
+        n = unit // p.strips
+        s = unit - n * p.strips
+        y0 = s * p.y.extent // p.strips
+        pixels = ((s + 1) * p.y.extent // p.strips - y0) * p.x.extent
+        copy_strip(strip, p.source + ((n * p.groups + group) * p.channels + c0) * source_plane, channels, source_plane,
+                   &p.y, &p.x, y0, p.plane, p.pitch)
+        fill_panels(p, panels, p.grad_out + (n * p.groups + group) * p.rows * out_plane + y0 * p.x.extent, pixels)
+        t.accumulate = unit > split * units // p.splits
+        add_unit(p, &t, sums, strip, panels, channels, pixels)
+    transpose(p.grad_weight + split * p.weight_size + group * p.rows * p.channels * taps + c0 * taps, p.channels * taps,
+              sums, p.vectors * LANES, channels * taps, p.rows)
+
+
+cdef void add_partial(const WeightPass *p, real *total) noexcept nogil:
+    """total = the splits' partial gradients, added in order."""
+    cdef Py_ssize_t i, split
+    for i in range(p.weight_size):
+        total[i] = p.grad_weight[i]
+    for split in range(1, p.splits):
+        for i in range(p.weight_size):
+            total[i] += p.grad_weight[split * p.weight_size + i]
