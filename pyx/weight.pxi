@@ -32,7 +32,7 @@ cdef enum:
 
 
 cdef inline Py_ssize_t panel_elements(const WeightPass *p) noexcept nogil:
-    return p.strip_rows * p.x.extent * p.vectors * LANES
+    return p.strip_rows * p.x.extent * ceil_div(p.vectors, NV) * NV * LANES
 
 
 cdef inline Py_ssize_t weight_strip_elements(const WeightPass *p) noexcept nogil:
