@@ -9,10 +9,13 @@ import numpy as np
 from . import _check, _dispatch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ._check import Array, IntLike, Ints, PaddingLike, Pairs
 
 _BORDERS = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # padding_mode: numpy.pad's name
 _ALGORITHMS = ("auto", "direct")
+_PLAIN = (1, 1, 0, 0, 1, 1)  # stride, padding, dilation
 
 
 class ConvGradients(NamedTuple):
@@ -101,7 +104,9 @@ def conv2d(
             [37., 43.]]], dtype=float32)
     """
     _check.one_of("activation", activation, (None, "relu"))
-    geometry = _geometry(x, weight, stride, padding, dilation, groups, padding_mode, algorithm)
+    (sh, sw), pads, (dh, dw), groups, size = _geometry(
+        x, weight, stride, padding, dilation, groups, padding_mode, algorithm
+    )
     if bias is None:
         if x.dtype != weight.dtype:
             _check.same_dtype(x=x, weight=weight)
@@ -110,7 +115,6 @@ def conv2d(
         _check.same_dtype(x=x, weight=weight, bias=bias)
         _check.same_shape("bias", bias, weight.shape[:1])
         bias = _check.contiguous(bias)
-    (sh, sw), pads, (dh, dw), groups, size = geometry
     x4, batch = _check.batched(x, 4)
     shape = (x4.shape[0], weight.shape[0], *size)
     result: Array = _check.output("out", out, shape if batch else shape[1:], x.dtype, x, weight, bias)
@@ -119,10 +123,17 @@ def conv2d(
     x4, ((top, _), (left, _)) = _fill_border(x4, pads, padding_mode)
     target = result if batch else result[None]
     buffer = target if out is None else _check.contiguous(target)
-    _dispatch.kernels("conv", x.dtype).forward(
-        _check.contiguous(x4), _check.contiguous(weight), bias, buffer, sh, sw, top, left, dh, dw, groups,
-        activation == "relu", _dispatch.threads(), _dispatch.scratch,
-    )  # fmt: skip
+    x4, weight, relu = _check.contiguous(x4), _check.contiguous(weight), activation == "relu"
+    kernels, threads, scratch = _dispatch.kernels("conv", x.dtype), _dispatch.threads(), _dispatch.scratch
+    geometry = sh, sw, top, left, dh, dw, groups
+    if kernels.forward(x4, weight, bias, buffer, *geometry, relu, threads, scratch) and not np.isfinite(weight).all():
+        buffer[...] = 0 if bias is None else bias[:, None, None]
+        for tap, inside, outputs in _taps(x4.shape, weight.shape, size, geometry):
+            part = np.empty(buffer[outputs].shape, x.dtype)
+            kernels.forward(x4[inside].copy(), weight[tap].copy(), None, part, *_PLAIN, groups, False, threads, scratch)
+            buffer[outputs] += part
+        if relu:
+            np.maximum(buffer, 0, out=buffer)
     if buffer is not target:
         target[...] = buffer
     return result
@@ -200,11 +211,26 @@ def conv2d_backward(
     padded, ((top, _), (left, _)) = _fill_border(x4, pads, padding_mode)
     geometry = sh, sw, top, left, dh, dw, groups
     if grad_weight is not None:
-        kernels.grad_weight(_check.contiguous(padded), grad_out, grad_weight, *geometry, threads, scratch)
+        padded = _check.contiguous(padded)
+        suspect = kernels.grad_weight(padded, grad_out, grad_weight, *geometry, threads, scratch)
+        if suspect and not np.isfinite(grad_out).all():
+            grad_weight[...] = 0
+            for tap, inside, outputs in _taps(padded.shape, weight.shape, size, geometry):
+                part = np.empty(grad_weight[tap].shape, x.dtype)
+                inputs = padded[inside].copy(), grad_out[outputs].copy()
+                kernels.grad_weight(*inputs, part, *_PLAIN, groups, threads, scratch)
+                grad_weight[tap] = part
     grad_x = None
     if "x" in wrt:
-        grad_x = np.empty(padded.shape, x.dtype)
-        kernels.grad_x(grad_out, _check.contiguous(weight), grad_x, *geometry, threads, scratch)
+        grad_x, weight = np.empty(padded.shape, x.dtype), _check.contiguous(weight)
+        suspect = kernels.grad_x(grad_out, weight, grad_x, *geometry, threads, scratch)
+        if suspect and not np.isfinite(weight).all():
+            grad_x[...] = 0
+            for tap, inside, outputs in _taps(padded.shape, weight.shape, size, geometry):
+                part = np.empty(grad_x[inside].shape, x.dtype)
+                inputs = grad_out[outputs].copy(), weight[tap].copy()
+                kernels.grad_x(*inputs, part, *_PLAIN, groups, threads, scratch)
+                grad_x[inside] += part
         grad_x = _fold_border(grad_x, pads, padding_mode).reshape(x.shape)
     return ConvGradients(grad_x, grad_weight, grad_bias)
 
@@ -226,6 +252,23 @@ def _geometry(
     if algorithm != "auto":
         _check.one_of("algorithm", algorithm, _ALGORITHMS)
     return stride, pads, dilation, groups, _check.output_size(size, kernel, stride, pads, dilation)
+
+
+def _taps(x: Ints, weight: Ints, size: Ints, geometry: Ints) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield for each tap the slices of the weight, of the x it reads without padding, and of the outputs it adds to.
+
+    The kernels multiply padding as zeros, which is wrong only where the other factor is inf or NaN. That is rare and
+    easily seen in their result; it is then summed again as 1x1 convolutions over the real taps alone.
+    """
+    for taps in np.ndindex(*weight[2:]):
+        inside, outputs = [slice(None)] * 2, [slice(None)] * 2
+        for k, m, o, s, before, d in zip(taps, x[2:], size, geometry[:2], geometry[2:4], geometry[4:6], strict=True):
+            start = k * d - before
+            first, last = max(0, -(start // s)), min(o, (m - 1 - start) // s + 1)
+            outputs.append(slice(first, max(first, last)))
+            inside.append(slice(first * s + start, max(first, last) * s + start, s))
+        if all(o.start < o.stop for o in outputs[2:]):
+            yield (slice(None), slice(None), *(slice(k, k + 1) for k in taps)), tuple(inside), tuple(outputs)
 
 
 def _border_indices(size: Ints, pads: Pairs, mode: str) -> list[np.ndarray]:

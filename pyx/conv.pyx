@@ -85,8 +85,23 @@ cdef void run_share(const Pass *p, int part, int parts, real *strip) noexcept no
     run_tasks(p, p.tasks * part // parts, p.tasks * (part + 1) // parts, strip)
 
 
-cdef run_pass(Pass *p, Py_ssize_t *tables, int threads, list scratch):
-    """Plan the pass, take its strips and run it."""
+cdef bint nan_in_corners(const Pass *p) noexcept nogil:
+    """Whether the first or the last output pixel of a channel is NaN in the first image.
+
+    The strip's zeros stand for taps that are not there, and a weight that is inf or NaN makes NaN of them. A tap that is
+    ever in the padding is there in one of these two pixels, so finite corners say that no weight did so anywhere.
+    """
+    cdef Py_ssize_t m, last = (p.y.extent - 1) * p.out_y + (p.x.extent - 1) * p.out_x
+    cdef const real *out = p.out
+    for m in range(p.groups * p.rows):
+        if out[0] != out[0] or out[last] != out[last]:
+            return True
+        out += p.out_plane
+    return False
+
+
+cdef bint run_pass(Pass *p, Py_ssize_t *tables, int threads, list scratch) except -1:
+    """Plan the pass, take its strips and run it; return nan_in_corners."""
     cdef double work = <double>p.images * p.groups * p.rows * p.channels * p.y.taps * p.x.taps * p.y.extent * p.x.extent
     cdef Py_ssize_t size
     cdef int part, parts
@@ -104,6 +119,7 @@ cdef run_pass(Pass *p, Py_ssize_t *tables, int threads, list scratch):
             for part in prange(parts, num_threads=parts, schedule="static"):
                 run_share(p, part, parts, strips + part * size)
     scratch.append(block)
+    return nan_in_corners(p)
 
 
 cdef inline double table_size(Pass *p, Py_ssize_t kh, Py_ssize_t kw) noexcept:
@@ -114,7 +130,8 @@ cdef inline double table_size(Pass *p, Py_ssize_t kh, Py_ssize_t kw) noexcept:
 def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, const real[::1] bias, real[:, :, :, ::1] out,
             Py_ssize_t sh, Py_ssize_t sw, Py_ssize_t ph, Py_ssize_t pw, Py_ssize_t dh, Py_ssize_t dw,
             Py_ssize_t groups, bint relu, int threads, list scratch):
-    """out = cross-correlation of x and weight, plus bias; relu clips it at zero."""
+    """out = cross-correlation of x and weight, plus bias; relu clips it at zero. Return nan_in_corners."""
+    cdef bint suspect
     cdef Py_ssize_t kh = weight.shape[2], kw = weight.shape[3]
     cdef Py_ssize_t *rest
     cdef bytearray block
@@ -139,8 +156,9 @@ def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, const r
     rest = carve_axis(&p.x, rest, kw)
     forward_axis(&p.y, kh, kw, sh, ph, dh, x.shape[2], out.shape[2])
     forward_axis(&p.x, kw, 1, sw, pw, dw, x.shape[3], out.shape[3])
-    run_pass(&p, rest, threads, scratch)
+    suspect = run_pass(&p, rest, threads, scratch)
     scratch.append(block)
+    return suspect
 
 
 def grad_x(const real[:, :, :, ::1] grad_out, const real[:, :, :, ::1] weight, real[:, :, :, ::1] grad_x,
@@ -149,8 +167,9 @@ def grad_x(const real[:, :, :, ::1] grad_out, const real[:, :, :, ::1] weight, r
     """The gradient of x: one dense pass over grad_out for each of the sh * sw phases of the grid of x.
 
     The forward pass added weight[f, c, ky, kx] * x[c, y, x] to out[f, oy, ox]; so now the same weight, read with rows and
-    steps exchanged, times grad_out[f, oy, ox] is added to grad_x[c, y, x].
+    steps exchanged, times grad_out[f, oy, ox] is added to grad_x[c, y, x]. Return nan_in_corners of any phase.
     """
+    cdef bint suspect = False
     cdef Py_ssize_t kh = weight.shape[2], kw = weight.shape[3], height = grad_x.shape[2], width = grad_x.shape[3]
     cdef Py_ssize_t y, x
     cdef Py_ssize_t *rest
@@ -178,8 +197,9 @@ def grad_x(const real[:, :, :, ::1] grad_out, const real[:, :, :, ::1] weight, r
             p.out = &grad_x[0, 0, y, x]
             p.out_y = sh * width
             p.out_x = sw
-            run_pass(&p, rest, threads, scratch)
+            suspect |= run_pass(&p, rest, threads, scratch)
     scratch.append(block)
+    return suspect
 
 
 cdef void run_weight_share(const WeightPass *p, int part, int parts, real *memory) noexcept nogil:
@@ -193,7 +213,8 @@ cdef void run_weight_share(const WeightPass *p, int part, int parts, real *memor
 def grad_weight(const real[:, :, :, ::1] x, const real[:, :, :, ::1] grad_out, real[:, :, :, ::1] grad_weight,
                 Py_ssize_t sh, Py_ssize_t sw, Py_ssize_t ph, Py_ssize_t pw, Py_ssize_t dh, Py_ssize_t dw,
                 Py_ssize_t groups, int threads, list scratch):
-    """The gradient of the weight."""
+    """The gradient of the weight. Return whether a corner tap's is NaN, as an inf in grad_out times padding makes it."""
+    cdef Py_ssize_t f
     cdef Py_ssize_t kh = grad_weight.shape[2], kw = grad_weight.shape[3]
     cdef Py_ssize_t size, part_size, pixels = grad_out.shape[2] * grad_out.shape[3]
     cdef Py_ssize_t *rest
@@ -231,6 +252,11 @@ def grad_weight(const real[:, :, :, ::1] x, const real[:, :, :, ::1] grad_out, r
             add_partial(&p, &grad_weight[0, 0, 0, 0])
     scratch.append(block)
     scratch.append(tables)
+    for f in range(grad_weight.shape[0]):
+        if (grad_weight[f, 0, 0, 0] != grad_weight[f, 0, 0, 0]
+                or grad_weight[f, 0, kh - 1, kw - 1] != grad_weight[f, 0, kh - 1, kw - 1]):
+            return True
+    return False
 
 
 cdef real channel_sum(const real[:, :, :, ::1] grad_out, Py_ssize_t f) noexcept nogil:
