@@ -190,9 +190,11 @@ def _overlaps_itself(a: Array) -> bool:
 
 def one_of(name: str, value: Any, allowed: Collection[str | None]) -> None:
     """Raise unless `value` is one of the allowed strings (or None, if that is allowed)."""
-    if value not in allowed if isinstance(value, str) or value is None else True:
-        error = ValueError if isinstance(value, str) or value is None else TypeError
-        raise error(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    text = isinstance(value, str)
+    if not (text or value is None) or value not in allowed:
+        raise (ValueError if text else TypeError)(
+            f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
+        )
 
 
 def wrt(value: Any) -> tuple[str, ...]:
