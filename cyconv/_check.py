@@ -161,6 +161,27 @@ def _refuse_size(n: int, axis: int, m: int, k: int, before: int, after: int, d: 
     )
 
 
+def shape(name: str, value: Any, n: int) -> Ints:
+    """Return the shape of an input, ([N,] C, *spatial), as a tuple of ints. Only the batch may be empty."""
+    if not isinstance(value, (tuple, list)) or len(value) not in (n + 1, n + 2):
+        raise ValueError(f"{name} must be a tuple of {n + 1} or {n + 2} integers, got {value!r}")
+    batch = len(value) - n - 1
+    return tuple([integer(name, v, 0 if i < batch else 1) for i, v in enumerate(value)])
+
+
+def indices(name: str, value: Any, shape: Sequence[int]) -> None:
+    """Raise TypeError unless `value` is an int64 array, ValueError unless it has the shape."""
+    if not isinstance(value, np.ndarray) or value.dtype != np.int64:
+        got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(f"{name} must be an int64 array, got {got}")
+    same_shape(name, value, shape)
+
+
+def refuse_indices(name: str, value: Any, size: Ints) -> None:
+    """Raise the ValueError for indices that point outside a plane."""
+    raise ValueError(f"{name} must lie inside the plane {size}, got {value.min()} .. {value.max()}")
+
+
 def output(name: str, out: Any, shape: Ints, dtype: np.dtype[Any], *inputs: Array | None) -> Any:
     """Return a new array, or `out` if the result may be written to it. A refused `out` is untouched."""
     if out is None:
