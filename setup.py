@@ -22,7 +22,7 @@ INSTRUCTION_SETS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     INSTRUCTION_SETS |= {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4"]}
 
-# No -march=native (the wheel travels) and no -ffast-math (NaN, inf and the order of summation are part of the interface).
+# No -march=native: the wheel travels. No -ffast-math: NaN, inf and the order of summation are part of the interface.
 FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
 FLAGS += ["-g", "-UNDEBUG"] if DEBUG else ["-g0"]
 OPTIONAL_FLAGS = ["-mtune=generic", "-mprefer-vector-width=512", "-Wno-unused-function"]
@@ -66,11 +66,11 @@ def extensions():
 
 
 class BuildVariants(build_ext):
-    """Translates each source once, gives every variant its own copy of the C file, and compiles what the compiler can."""
+    """Translates each source once, gives every variant a C file of its own, and compiles what the compiler can."""
 
     def build_extensions(self):
         if not self.compiles([], VECTORS):
-            raise CompileError(f"cyconv needs a C compiler with vector types, gcc or clang; {self.compiler_name()} does not work")
+            raise CompileError(f"cyconv needs gcc or clang (a C compiler with vector types), not {self.compiler_name()}")
         self.parallel = self.parallel or os.cpu_count()
         openmp = OPENMP_FLAGS if OPENMP and self.compiles(OPENMP_FLAGS, OMP) else []
         if OPENMP and not openmp:
