@@ -70,7 +70,7 @@ class BuildVariants(build_ext):
 
     def build_extensions(self):
         if not self.compiles([], VECTORS):
-            raise CompileError(f"cyconv needs gcc or clang (a C compiler with vector types), not {self.compiler_name()}")
+            raise CompileError(f"cyconv needs gcc or clang (C with vector types), not {self.compiler_name()}")
         self.parallel = self.parallel or os.cpu_count()
         openmp = OPENMP_FLAGS if OPENMP and self.compiles(OPENMP_FLAGS, OMP) else []
         if OPENMP and not openmp:
