@@ -30,6 +30,22 @@ def isa(request, monkeypatch):
     return name
 
 
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    """Fill new arrays and kept scratch memory with NaN, so that what a kernel forgets to write is seen."""
+    numpy_empty = np.empty
+
+    def empty(*args, **kwargs):
+        a = numpy_empty(*args, **kwargs)
+        if a.dtype.kind == "f":
+            a.fill(np.nan)
+        return a
+
+    monkeypatch.setattr(np, "empty", empty)
+    for block in _dispatch.scratch:
+        block[:] = b"\xff" * len(block)
+
+
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
     return np.dtype(request.param)
