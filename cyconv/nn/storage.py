@@ -71,7 +71,7 @@ def load(model: Layer, file: str | os.PathLike[str]) -> None:
 def read_npz(file: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
     """Return the arrays of an .npz file; ValueError if it is not one or is damaged."""
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, MemoryError):
         raise
