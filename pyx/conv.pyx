@@ -9,17 +9,21 @@ cyconv/_reference.py the plain version.
 from cython.parallel cimport prange
 
 from libc.string cimport memset
-from simd cimport real, vec, LANES, MR, NV, load, store, splat, lane_sum, zip_low, zip_high
+from simd cimport real, vec, LANES, MR, load, store, splat, vrelu, lane_sum, zip_low, zip_high
 from scratch cimport take, address
-from strip cimport Axis, plan_segments, segment_base, total_length, longest_segment, copy_strip, padded_plane, ceil_div, \
-    STRIP_BYTES
-from tile cimport Tile, tile_rows
+from strip cimport Axis, plan_segments, segment_base, total_length, longest_segment, copy_strip, copy_run, padded_plane, \
+    ceil_div, STRIP_BYTES
+from tile cimport Tile, Column, tile_rows, column_taps, most_vectors, MAX_VECTORS, COLUMN_ROWS, COLUMN_TAPS
 
 
 cdef void run_tile(int rows, int vectors, const Tile *t) noexcept nogil:
-    if vectors == 1: tile_rows(rows, 1, t)
-    elif vectors == 2: tile_rows(rows, 2, t)
-    elif NV >= 3 and vectors == 3: tile_rows(rows, 3, t)
+    tile_rows(rows, vectors, t)
+
+
+cdef void run_column(int rows, int taps, const Column *t, vec *memory) noexcept nogil:
+    if rows == 1: column_taps(1, taps, t, memory)
+    elif rows == 4: column_taps(4, taps, t, memory)
+    elif rows == COLUMN_ROWS: column_taps(COLUMN_ROWS, taps, t, memory)
 
 
 include "correlate.pxi"
@@ -28,6 +32,7 @@ include "weight.pxi"
 
 cdef enum:
     WORK_PER_THREAD = 1 << 16   # multiply-adds for which another thread is worth its start
+    AXIS_ARRAYS = 7
 
 
 cdef inline int useful_threads(double work, Py_ssize_t tasks, int threads) noexcept nogil:
@@ -40,14 +45,15 @@ cdef inline Py_ssize_t lines(Py_ssize_t elements) noexcept nogil:
 
 
 cdef inline Py_ssize_t *carve_axis(Axis *axis, Py_ssize_t *memory, Py_ssize_t taps) noexcept nogil:
-    """Give the axis its six arrays; return what follows them."""
+    """Give the axis its arrays; return what follows them."""
     axis.start = memory
     axis.index = memory + taps
     axis.segment = memory + 2 * taps
     axis.offset = memory + 3 * taps
     axis.segment_start = memory + 4 * taps
     axis.segment_length = memory + 5 * taps
-    return memory + 6 * taps
+    axis.run = memory + 6 * taps
+    return memory + AXIS_ARRAYS * taps
 
 
 cdef void forward_axis(Axis *axis, Py_ssize_t kernel, Py_ssize_t tap_step, Py_ssize_t stride, Py_ssize_t pad,
@@ -86,30 +92,35 @@ cdef void run_share(const Pass *p, int part, int parts, real *strip) noexcept no
 
 
 cdef bint nan_in_corners(const Pass *p) noexcept nogil:
-    """Whether the first or the last output pixel of a channel is NaN in the first image.
+    """Whether the first or the last output pixel of a channel and phase is NaN in the first image.
 
     The strip's zeros stand for taps that are not there, and a weight that is inf or NaN makes NaN of them. A tap that is
     ever in the padding is there in one of these two pixels, so finite corners say that no weight did so anywhere.
     """
-    cdef Py_ssize_t m, last = (p.y.extent - 1) * p.out_y + (p.x.extent - 1) * p.out_x
+    cdef Py_ssize_t m, i, last
     cdef const real *out = p.out
     for m in range(p.groups * p.rows):
-        if out[0] != out[0] or out[last] != out[last]:
-            return True
+        for i in range(p.phase_count):
+            last = (p.y.extent - 1) * p.out_y + (p.phases[i].x.extent - 1) * p.phase_count + i
+            if out[i] != out[i] or out[last] != out[last]:
+                return True
         out += p.out_plane
     return False
 
 
 cdef bint run_pass(Pass *p, Py_ssize_t *tables, int threads, list scratch) except -1:
     """Plan the pass, take its strips and run it; return nan_in_corners."""
-    cdef double work = <double>p.images * p.groups * p.rows * p.channels * p.y.taps * p.x.taps * p.y.extent * p.x.extent
-    cdef Py_ssize_t size
+    cdef double work = 0
+    cdef Py_ssize_t i, size
     cdef int part, parts
     cdef bytearray block
     cdef real *strips
+    for i in range(p.phase_count):
+        work += <double>p.phases[i].x.taps * p.phases[i].x.extent
+    work *= <double>p.images * p.groups * p.rows * p.channels * p.y.taps * p.y.extent
     plan_pass(p, tables, useful_threads(work, threads, threads))
     parts = useful_threads(work, p.tasks, threads)
-    size = 0 if p.in_place else lines(strip_elements(p))
+    size = 0 if p.in_place else lines(p.scratch)
     block = take(scratch, <double>size * sizeof(real) * parts)
     strips = <real *>address(block)
     with nogil:
@@ -122,9 +133,20 @@ cdef bint run_pass(Pass *p, Py_ssize_t *tables, int threads, list scratch) excep
     return nan_in_corners(p)
 
 
-cdef inline double table_size(Pass *p, Py_ssize_t kh, Py_ssize_t kw) noexcept:
-    """Bytes of a pass's axes and offset tables."""
-    return (2. * p.channels * kh * kw + 6. * (kh + kw)) * sizeof(Py_ssize_t)
+cdef Py_ssize_t *carve_pass(Pass *p, bytearray block, Py_ssize_t kh, Py_ssize_t kw) noexcept:
+    """Give the pass its phases and axes in a block of pass_bytes; return what follows them: room for the step tables."""
+    cdef Py_ssize_t i
+    cdef Py_ssize_t *rest
+    p.phases = <Phase *>address(block)
+    rest = carve_axis(&p.y, <Py_ssize_t *>(p.phases + p.phase_count), kh)
+    for i in range(p.phase_count):
+        rest = carve_axis(&p.phases[i].x, rest, kw)
+    return rest
+
+
+cdef inline double pass_bytes(const Pass *p, Py_ssize_t kh, Py_ssize_t kw) noexcept:
+    return (<double>p.phase_count * sizeof(Phase) + (2. * p.channels * kh * kw + AXIS_ARRAYS * (kh + <double>p.phase_count * kw))
+            * sizeof(Py_ssize_t))
 
 
 def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, const real[::1] bias, real[:, :, :, ::1] out,
@@ -150,12 +172,11 @@ def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, const r
     p.out = &out[0, 0, 0, 0]
     p.out_plane = out.shape[2] * out.shape[3]
     p.out_y = out.shape[3]
-    p.out_x = 1
-    block = take(scratch, table_size(&p, kh, kw))
-    rest = carve_axis(&p.y, <Py_ssize_t *>address(block), kh)
-    rest = carve_axis(&p.x, rest, kw)
+    p.phase_count = 1
+    block = take(scratch, pass_bytes(&p, kh, kw))
+    rest = carve_pass(&p, block, kh, kw)
     forward_axis(&p.y, kh, kw, sh, ph, dh, x.shape[2], out.shape[2])
-    forward_axis(&p.x, kw, 1, sw, pw, dw, x.shape[3], out.shape[3])
+    forward_axis(&p.phases[0].x, kw, 1, sw, pw, dw, x.shape[3], out.shape[3])
     suspect = run_pass(&p, rest, threads, scratch)
     scratch.append(block)
     return suspect
@@ -164,7 +185,7 @@ def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, const r
 def grad_x(const real[:, :, :, ::1] grad_out, const real[:, :, :, ::1] weight, real[:, :, :, ::1] grad_x,
            Py_ssize_t sh, Py_ssize_t sw, Py_ssize_t ph, Py_ssize_t pw, Py_ssize_t dh, Py_ssize_t dw,
            Py_ssize_t groups, int threads, list scratch):
-    """The gradient of x: one dense pass over grad_out for each of the sh * sw phases of the grid of x.
+    """The gradient of x: for each row modulo the stride one pass over grad_out, with a phase for each column modulo it.
 
     The forward pass added weight[f, c, ky, kx] * x[c, y, x] to out[f, oy, ox]; so now the same weight, read with rows and
     steps exchanged, times grad_out[f, oy, ox] is added to grad_x[c, y, x]. Return nan_in_corners of any phase.
@@ -187,17 +208,16 @@ def grad_x(const real[:, :, :, ::1] grad_out, const real[:, :, :, ::1] weight, r
     p.bias = NULL
     p.relu = False
     p.out_plane = height * width
-    block = take(scratch, table_size(&p, kh, kw))
+    p.out_y = sh * width
+    p.phase_count = min(sw, width)
+    block = take(scratch, pass_bytes(&p, kh, kw))
     for y in range(min(sh, height)):
-        for x in range(min(sw, width)):
-            rest = carve_axis(&p.y, <Py_ssize_t *>address(block), kh)
-            rest = carve_axis(&p.x, rest, kw)
-            phase_axis(&p.y, y, kh, kw, sh, ph, dh, grad_out.shape[2], height)
-            phase_axis(&p.x, x, kw, 1, sw, pw, dw, grad_out.shape[3], width)
-            p.out = &grad_x[0, 0, y, x]
-            p.out_y = sh * width
-            p.out_x = sw
-            suspect |= run_pass(&p, rest, threads, scratch)
+        rest = carve_pass(&p, block, kh, kw)
+        phase_axis(&p.y, y, kh, kw, sh, ph, dh, grad_out.shape[2], height)
+        for x in range(p.phase_count):
+            phase_axis(&p.phases[x].x, x, kw, 1, sw, pw, dw, grad_out.shape[3], width)
+        p.out = &grad_x[0, 0, y, 0]
+        suspect |= run_pass(&p, rest, threads, scratch)
     scratch.append(block)
     return suspect
 
@@ -229,7 +249,7 @@ def grad_weight(const real[:, :, :, ::1] x, const real[:, :, :, ::1] grad_out, r
     p.weight_size = p.groups * p.rows * p.channels * kh * kw
     p.source = &x[0, 0, 0, 0]
     p.grad_out = &grad_out[0, 0, 0, 0]
-    tables = take(scratch, (6. * (kh + kw) + 2. * pixels + <double>kh * kw) * sizeof(Py_ssize_t))
+    tables = take(scratch, (<double>AXIS_ARRAYS * (kh + kw) + 2. * pixels + <double>kh * kw) * sizeof(Py_ssize_t))
     rest = carve_axis(&p.y, <Py_ssize_t *>address(tables), kh)
     rest = carve_axis(&p.x, rest, kw)
     forward_axis(&p.y, kh, kw, sh, ph, dh, x.shape[2], grad_out.shape[2])

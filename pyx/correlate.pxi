@@ -1,10 +1,26 @@
-# One dense pass: forward, or one phase of the gradient of x. For every image and group
+# The dense pass: forward, or one row of phases of the gradient of x. For every image and group
 #
 #     out[m, oy, ox] = sum over r, ky, kx of a[m * row_step + r * channel_step + tap] * source[r, y(oy, ky), x(ox, kx)]
 #
-# with y and x as the two axes say and zero outside the source. Tasks are (image, group, strip, block of rows m); every
-# output element belongs to one task and is summed over (r, ky, kx) in that order, whatever the strips and threads are.
-# Scratch of a thread: one strip. Reference: cyconv/_reference.py.
+# with y and x as the axes say and zero outside the source. The forward pass has one phase; the gradient of x has one for
+# each column modulo the stride, whose outputs are interleaved at the end.
+#
+# Tasks are (image, group, strip, block of rows m). Every output element belongs to one task and is summed in the order of
+# the step tables, whatever the strips and the threads are. Scratch of a thread: the strips of all phases and, for the gradient
+# of x with a stride, the results of all phases. Reference: cyconv/_reference.py.
+
+cdef enum:
+    COLUMN_MAX_ROWS = 1         # output channels of a group up to which the column tile is the faster one
+
+
+cdef struct Phase:
+    Axis x
+    bint exact                  # vectors cross from row to row
+    Py_ssize_t pitch, plane
+    Py_ssize_t strip            # where its strip begins in the scratch
+    Py_ssize_t steps
+    Py_ssize_t *step_a
+    Py_ssize_t *step_b
 
 
 cdef struct Pass:
@@ -17,52 +33,104 @@ cdef struct Pass:
     Py_ssize_t rows             # output channels of a group
     Py_ssize_t channels         # source channels of a group
     Py_ssize_t a_group, row_step, channel_step
-    Axis y, x
-    # where output (m, oy, ox) of a group lies: m * out_plane + oy * out_y + ox * out_x
-    Py_ssize_t out_plane, out_y, out_x
+    Axis y
+    Phase *phases
+    Py_ssize_t phase_count
+    Py_ssize_t out_plane, out_y     # strides of out; phase p's output q lies in column p + q * phase_count
     # the plan
     bint in_place               # the source itself serves as strip
-    bint exact                  # vectors cross from row to row
-    Py_ssize_t strips, strip_rows, pitch, plane, row_blocks, tasks
-    Py_ssize_t *step_a
-    Py_ssize_t *step_b
+    bint column                 # the column tile
+    bint staged                 # results are computed in scratch, then spread over the rows of out
+    Py_ssize_t strips, strip_rows, row_blocks, tasks
+    Py_ssize_t result_plane     # of one phase and row
+    Py_ssize_t results          # where they begin in the scratch
+    Py_ssize_t scratch          # elements
+    Py_ssize_t column_steps[COLUMN_TAPS + 1]    # for each channel and x tap, steps with so many taps
+    Py_ssize_t a_row            # between the taps of a column
 
 
-cdef inline Py_ssize_t strip_elements(const Pass *p) noexcept nogil:
-    """What a strip holds, with room for a vector that starts at the last element."""
-    return p.channels * p.x.segments * (p.strip_rows if p.in_place else p.plane) + LANES
-
-
-cdef inline void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
+cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
+    cdef Phase *phase
+    cdef Py_ssize_t i
     p.strips = strips
     p.strip_rows = ceil_div(p.y.extent, strips)
+    p.scratch = 0
     plan_segments(&p.y, p.strip_rows, True)
-    p.plane = p.y.size if p.in_place else padded_plane(total_length(&p.y) * p.pitch)
+    for i in range(p.phase_count):
+        phase = p.phases + i
+        phase.plane = p.y.size if p.in_place else padded_plane(total_length(&p.y) * phase.pitch)
+        phase.strip = p.scratch
+        # Room for a vector that begins at the last element.
+        p.scratch += phase.x.segments * p.channels * (p.strip_rows if p.in_place else phase.plane) + LANES
+    p.results = p.scratch
+    if p.staged:
+        p.result_plane = p.strip_rows * p.phases[0].x.extent + LANES
+        p.scratch += min(p.rows, <Py_ssize_t>MR) * p.phase_count * p.result_plane
+
+
+cdef void plan_columns(Pass *p) noexcept nogil:
+    """Find the runs of taps one row apart: run[i] taps begin with tap i, none if it lies inside a run."""
+    cdef Axis *y = &p.y
+    cdef Py_ssize_t i, j, position, length
+    cdef bint found
+    for i in range(COLUMN_TAPS + 1):
+        p.column_steps[i] = 0
+    p.a_row = 0
+    for i in range(y.taps):
+        position = 0
+        for j in range(i - 1, -1, -1):      # taps ascend, and so do the offsets within a segment
+            if y.segment[j] == y.segment[i] and y.offset[i] - y.offset[j] == position + 1:
+                position += 1
+        length = 1
+        for j in range(i + 1, y.taps):
+            if y.segment[j] == y.segment[i] and y.offset[j] - y.offset[i] == length:
+                if length == 1:
+                    p.a_row = y.index[j] - y.index[i]
+                length += 1
+        y.run[i] = min(length, <Py_ssize_t>COLUMN_TAPS) if position % COLUMN_TAPS == 0 else 0
+        p.column_steps[y.run[i]] += 1
+
+
+cdef void fill_steps(Pass *p, Phase *phase, Py_ssize_t taps_of_step) noexcept nogil:
+    """Append to the phase's tables: every tap, or (taps_of_step > 0) the columns of so many taps."""
+    cdef Py_ssize_t c, i, j, row
+    for c in range(p.channels):
+        for i in range(p.y.taps):
+            if taps_of_step and p.y.run[i] != taps_of_step:
+                continue
+            row = segment_base(&p.y, p.y.segment[i]) + p.y.offset[i]
+            for j in range(phase.x.taps):
+                phase.step_a[phase.steps] = c * p.channel_step + p.y.index[i] + phase.x.index[j]
+                phase.step_b[phase.steps] = ((c * phase.x.segments + phase.x.segment[j]) * phase.plane
+                                             + row * phase.pitch + phase.x.offset[j])
+                phase.steps += 1
 
 
 cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
-    """Choose strips and fill the offset tables; `tables` holds 2 * channels * taps of y * taps of x."""
-    cdef Py_ssize_t taps = p.y.taps * p.x.taps
-    cdef Py_ssize_t c, i, j, k, strips, most, blocks, fit
-    cdef Py_ssize_t row_vectors = ceil_div(p.x.extent, LANES)
-    p.in_place = (p.out_x == 1 and p.x.taps == 1 and p.x.step == 1 and p.x.start[0] == 0 and p.x.extent == p.x.size
+    """Choose tile, strips and tasks, fill the step tables: 2 * channels * taps of y * taps of x of all phases."""
+    cdef Phase *phase = p.phases
+    cdef Py_ssize_t i, taps, strips, most, blocks, fit
+    p.in_place = (p.phase_count == 1
+                  and phase.x.taps == 1 and phase.x.step == 1 and phase.x.start[0] == 0 and phase.x.extent == phase.x.size
                   and p.y.taps == 1 and p.y.step == 1 and p.y.start[0] == 0 and p.y.extent == p.y.size
-                  and p.y.extent * p.x.extent >= LANES)
+                  and p.y.extent * phase.x.extent >= LANES)
     if p.in_place:              # one column of pixels, so that a strip may begin anywhere
-        p.y.extent = p.y.size = p.y.size * p.x.size
-        p.x.extent = p.x.size = p.out_y = 1
-        row_vectors = 1
+        p.y.extent = p.y.size = p.y.size * phase.x.size
+        phase.x.extent = phase.x.size = p.out_y = 1
+    p.staged = p.out_y != p.phases[0].x.extent
+    p.column = p.rows <= COLUMN_MAX_ROWS and p.y.taps > 1
+    for i in range(p.phase_count):
+        phase = p.phases + i
+        # Row by row costs the lanes past the row's end, exact columns a copy of the source for every tap along x.
+        phase.exact = not p.column and (phase.x.extent < LANES or ceil_div(phase.x.extent, LANES) * LANES * 16
+                                        > phase.x.extent * 17)
+        plan_segments(&phase.x, phase.x.extent, not phase.exact)
+        phase.pitch = phase.x.extent if phase.exact else longest_segment(&phase.x)
     p.row_blocks = ceil_div(p.rows, MR)
-    p.step_a = tables
-    p.step_b = tables + p.channels * taps
-    # Row by row costs the lanes past the row's end, exact columns cost a copy of the source for every tap along x.
-    p.exact = p.x.extent < LANES or row_vectors * LANES * 16 > p.x.extent * 17
-    plan_segments(&p.x, p.x.extent, not p.exact)
-    p.pitch = p.x.extent if p.exact else longest_segment(&p.x)
     plan_strips(p, 1)
-    most = p.y.extent // (4 * NV * LANES) if p.in_place else p.y.extent
-    while p.strips < most and strip_elements(p) * <Py_ssize_t>sizeof(real) > STRIP_BYTES:
-        fit = ceil_div(strip_elements(p) * <Py_ssize_t>sizeof(real), STRIP_BYTES)
+    most = p.y.extent // (4 * MAX_VECTORS * LANES) if p.in_place else p.y.extent
+    while p.strips < most and p.scratch * <Py_ssize_t>sizeof(real) > STRIP_BYTES:
+        fit = ceil_div(p.scratch * <Py_ssize_t>sizeof(real), STRIP_BYTES)
         plan_strips(p, min(most, max(p.strips + 1, p.strips * fit // 2)))
     # Enough tasks for every thread, evenly.
     strips = p.strips
@@ -71,95 +139,183 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
         strips += 1
     if strips != p.strips:
         plan_strips(p, strips)
-    p.tasks = p.images * p.groups * p.strips * p.row_blocks
-    k = 0
-    for c in range(p.channels):
-        for i in range(p.y.taps):
-            for j in range(p.x.taps):
-                p.step_a[k] = c * p.channel_step + p.y.index[i] + p.x.index[j]
-                p.step_b[k] = ((c * p.x.segments + p.x.segment[j]) * p.plane + p.x.offset[j] + p.pitch *
-                               (p.y.offset[i] + segment_base(&p.y, p.y.segment[i])))
-                k += 1
+    p.tasks = blocks * p.strips
+    if p.column:
+        plan_columns(p)
+    for i in range(p.phase_count):
+        phase = p.phases + i
+        phase.steps = 0
+        phase.step_a = tables
+        phase.step_b = tables + p.channels * p.y.taps * phase.x.taps
+        tables += 2 * p.channels * p.y.taps * phase.x.taps
+        if p.column:
+            for taps in range(COLUMN_TAPS, 0, -1):
+                if p.column_steps[taps]:
+                    fill_steps(p, phase, taps)
+        else:
+            fill_steps(p, phase, 0)
 
 
-cdef void copy_part(const Pass *p, real *out, const real *buffer, Py_ssize_t rows, Py_ssize_t first,
-                           Py_ssize_t n) noexcept nogil:
-    """Write the outputs first.. first + n of the strip, whose rows lie LANES apart in buffer, to their places."""
-    cdef Py_ssize_t i, l, y, x
-    for l in range(n):
-        y = (first + l) // p.x.extent
-        x = (first + l) - y * p.x.extent
+cdef void run_block(const Pass *p, const Phase *phase, Tile *t, real *out, Py_ssize_t out_row, Py_ssize_t out_y,
+                    Py_ssize_t rows, Py_ssize_t strip_rows) noexcept nogil:
+    """All pixels of the strip for one block of rows; out[row * out_row + oy * out_y + ox]."""
+    cdef real buffer[MR * LANES]
+    cdef Py_ssize_t extent = phase.x.extent
+    cdef Py_ssize_t pixels = strip_rows * extent
+    cdef Py_ssize_t row_vectors = ceil_div(extent, LANES)
+    cdef Py_ssize_t vectors = ceil_div(pixels, LANES) if phase.exact else strip_rows * row_vectors
+    cdef Py_ssize_t v = 0, n, i, j, y, x
+    t.out = out
+    t.out_row = out_row
+    if pixels < LANES:          # exact, one vector, and room for a part of it only
+        t.pixel[0] = t.out_pixel[0] = 0
+        t.out = buffer
+        t.out_row = LANES
+        run_tile(<int>rows, 1, t)
         for i in range(rows):
-            out[i * p.out_plane + y * p.out_y + x * p.out_x] = buffer[i * NV * LANES + l]
-
-
-cdef void run_block(const Pass *p, Tile *t, real *out, Py_ssize_t rows, Py_ssize_t strip_rows) noexcept nogil:
-    """All output pixels of the strip for one block of rows."""
-    cdef real buffer[MR * NV * LANES]
-    cdef Py_ssize_t pixels = strip_rows * p.x.extent
-    cdef Py_ssize_t row_vectors = ceil_div(p.x.extent, LANES)
-    cdef Py_ssize_t vectors = ceil_div(pixels, LANES) if p.exact else strip_rows * row_vectors
-    cdef bint scatter = p.out_x != 1 or p.exact and p.out_y != p.x.extent or pixels < LANES
-    cdef Py_ssize_t first[NV]
-    cdef Py_ssize_t v = 0, n, y, x
-    cdef int j
+            for j in range(pixels):
+                out[i * out_row + j] = buffer[i * LANES + j]
+        return
     while v < vectors:
-        n = min(<Py_ssize_t>NV, vectors - v)
+        n = most_vectors(rows)
+        while n > vectors - v:
+            n //= 2
         for j in range(n):
-            if p.exact:
-                t.pixel[j] = first[j] = max(0, min((v + j) * LANES, pixels - LANES))
-                t.out_pixel[j] = t.pixel[j]
+            if phase.exact:     # the last vector overlaps the one before it
+                t.pixel[j] = t.out_pixel[j] = min((v + j) * LANES, pixels - LANES)
             else:
                 y = (v + j) // row_vectors
-                x = min((v + j - y * row_vectors) * LANES, p.x.extent - LANES)
-                first[j] = y * p.x.extent + x
-                t.pixel[j] = y * p.pitch + x
-                t.out_pixel[j] = y * p.out_y + x
-        if scatter:
-            t.out = buffer
-            t.out_row = NV * LANES
-            for j in range(n):
-                t.out_pixel[j] = j * LANES
-            run_tile(<int>rows, <int>n, t)
-            for j in range(n):
-                copy_part(p, out, buffer + j * LANES, rows, first[j], min(<Py_ssize_t>LANES, pixels))
-        else:
-            t.out = out
-            t.out_row = p.out_plane
-            run_tile(<int>rows, <int>n, t)
+                x = min((v + j - y * row_vectors) * LANES, extent - LANES)
+                t.pixel[j] = y * phase.pitch + x
+                t.out_pixel[j] = y * out_y + x
+        run_tile(<int>rows, <int>n, t)
         v += n
 
 
-cdef void run_tasks(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *strip) noexcept nogil:
-    """The tasks first..last; a strip is copied once for all blocks of rows that follow each other."""
-    cdef Py_ssize_t task, block, s, image_group, group, y0, y1, m0, m1, copied = -1
+cdef void run_column_block(const Pass *p, const Phase *phase, const Tile *t, real *out, Py_ssize_t out_row,
+                           Py_ssize_t out_y, Py_ssize_t rows, Py_ssize_t strip_rows) noexcept nogil:
+    """The same with the column tile."""
+    cdef Column column
+    cdef vec memory[COLUMN_ROWS]
+    cdef real *to
+    cdef Py_ssize_t extent = phase.x.extent
+    cdef Py_ssize_t m, y, x, i, taps, height, done, lanes = min(extent, <Py_ssize_t>LANES)
+    column.a_row = p.a_row
+    column.pitch = phase.pitch
+    for m in range(rows):
+        column.a = t.a + m * p.row_step
+        y = 0
+        while y < strip_rows:
+            height = COLUMN_ROWS if strip_rows >= COLUMN_ROWS else 4 if strip_rows >= 4 else 1
+            y = min(y, strip_rows - height)
+            x = 0
+            while x < extent:
+                x = max(0, min(x, extent - LANES))
+                column.b = t.b + y * phase.pitch + x
+                for i in range(height):
+                    memory[i] = splat(t.bias[m] if t.bias != NULL else 0)
+                done = 0
+                for taps in range(COLUMN_TAPS, 0, -1):
+                    column.steps = p.column_steps[taps] * p.channels * phase.x.taps
+                    if column.steps:
+                        column.step_a = phase.step_a + done
+                        column.step_b = phase.step_b + done
+                        run_column(<int>height, <int>taps, &column, memory)
+                        done += column.steps
+                to = out + m * out_row + y * out_y + x
+                for i in range(height):
+                    store_part(to + i * out_y, vrelu(memory[i]) if t.relu else memory[i], lanes)
+                x += LANES
+            y += height
+
+
+cdef inline void store_part(real *to, vec v, Py_ssize_t lanes) noexcept nogil:
+    """Store the first lanes of v."""
+    cdef real buffer[LANES]
+    if lanes == LANES:
+        store(to, v)
+    else:
+        store(buffer, v)
+        copy_run(to, buffer, lanes)
+
+
+cdef void interleave(const Pass *p, real *out, const real *results, Py_ssize_t rows, Py_ssize_t strip_rows) noexcept nogil:
+    """Write the results of all phases to their columns."""
+    cdef Py_ssize_t m, y, i, q, n
+    cdef const real *even_columns
+    cdef const real *odd_columns
+    cdef real *to
+    for m in range(rows):
+        for y in range(strip_rows):
+            to = out + m * p.out_plane + y * p.out_y
+            i = 0
+            if p.phase_count == 2 and p.phases[1].x.extent >= LANES:
+                n = p.phases[1].x.extent
+                even_columns = results + 2 * m * p.result_plane + y * p.phases[0].x.extent
+                odd_columns = results + (2 * m + 1) * p.result_plane + y * n
+                q = 0
+                while q < n:
+                    q = min(q, n - LANES)
+                    store(to + 2 * q, zip_low(load(even_columns + q), load(odd_columns + q)))
+                    store(to + 2 * q + LANES, zip_high(load(even_columns + q), load(odd_columns + q)))
+                    q += LANES
+                if p.phases[0].x.extent > n:
+                    to[2 * n] = even_columns[n]
+                continue
+            for i in range(p.phase_count):
+                n = p.phases[i].x.extent
+                for q in range(n):
+                    to[i + q * p.phase_count] = results[(m * p.phase_count + i) * p.result_plane + y * n + q]
+
+
+cdef void run_tasks(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *scratch) noexcept nogil:
+    """The tasks first..last; strips are copied once for all blocks of rows that follow each other."""
+    cdef Py_ssize_t task, s, image_group, y0, strip_rows, m0, rows, copied = -1
+    cdef Py_ssize_t source_plane = p.y.size * p.phases[0].x.size
     cdef const real *source
+    cdef real *out
+    cdef const Phase *phase
     cdef Tile t
-    cdef int i
-    t.step_a = p.step_a
-    t.step_b = p.step_b
-    t.steps = p.channels * p.y.taps * p.x.taps
+    cdef Py_ssize_t i
     t.accumulate = False
     t.relu = p.relu
     for i in range(MR):
         t.row[i] = i * p.row_step
     for task in range(first, last):
-        block = task % p.row_blocks
         s = task // p.row_blocks % p.strips
         image_group = task // p.row_blocks // p.strips
-        group = image_group % p.groups
         y0 = s * p.y.extent // p.strips
-        y1 = (s + 1) * p.y.extent // p.strips
-        m0 = block * p.rows // p.row_blocks
-        m1 = (block + 1) * p.rows // p.row_blocks
-        source = p.source + image_group * p.channels * p.y.size * p.x.size
-        if p.in_place:
-            t.b = source + y0 * p.pitch
-        else:
-            if copied != task // p.row_blocks:
-                copied = task // p.row_blocks
-                copy_strip(strip, source, p.channels, p.y.size * p.x.size, &p.y, &p.x, y0, p.plane, p.pitch)
-            t.b = strip
-        t.a = p.a + group * p.a_group + m0 * p.row_step
-        t.bias = p.bias + group * p.rows + m0 if p.bias != NULL else NULL
-        run_block(p, &t, p.out + (image_group * p.rows + m0) * p.out_plane + y0 * p.out_y, m1 - m0, y1 - y0)
+        strip_rows = (s + 1) * p.y.extent // p.strips - y0
+        m0 = task % p.row_blocks * p.rows // p.row_blocks
+        rows = (task % p.row_blocks + 1) * p.rows // p.row_blocks - m0
+        source = p.source + image_group * p.channels * source_plane
+        out = p.out + (image_group * p.rows + m0) * p.out_plane + y0 * p.out_y
+        t.a = p.a + image_group % p.groups * p.a_group + m0 * p.row_step
+        t.bias = p.bias + image_group % p.groups * p.rows + m0 if p.bias != NULL else NULL
+        if copied != task // p.row_blocks and not p.in_place:
+            copied = task // p.row_blocks
+            for i in range(p.phase_count):
+                phase = p.phases + i
+                copy_strip(scratch + phase.strip, source, p.channels, source_plane, &p.y, &phase.x, y0, phase.plane,
+                           phase.pitch)
+        for i in range(p.phase_count):
+            phase = p.phases + i
+            t.step_a = phase.step_a
+            t.step_b = phase.step_b
+            t.steps = phase.steps
+            t.b = source + y0 if p.in_place else scratch + phase.strip
+            if p.staged:
+                run_rows(p, phase, &t, scratch + p.results + i * p.result_plane, p.phase_count * p.result_plane,
+                         phase.x.extent, rows, strip_rows)
+            else:
+                run_rows(p, phase, &t, out, p.out_plane, p.out_y, rows, strip_rows)
+        if p.staged:
+            interleave(p, out, scratch + p.results, rows, strip_rows)
+
+
+cdef inline void run_rows(const Pass *p, const Phase *phase, Tile *t, real *out, Py_ssize_t out_row, Py_ssize_t out_y,
+                          Py_ssize_t rows, Py_ssize_t strip_rows) noexcept nogil:
+    if p.column:
+        run_column_block(p, phase, t, out, out_row, out_y, rows, strip_rows)
+    else:
+        run_block(p, phase, t, out, out_row, out_y, rows, strip_rows)

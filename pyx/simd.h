@@ -18,15 +18,13 @@ typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real))
 
 enum { LANES = LANE_COUNT };
 
-/* The register tile: at most MR rows of NV vectors (pyx/README.md has the measurements). */
+/* Vector registers, and the rows of the register tile (pyx/README.md has the measurements). */
 #if VECTOR_BYTES == 64
-enum { MR = 14, NV = 2 };
-#elif VECTOR_BYTES == 32
-enum { MR = 6, NV = 2 };
+enum { REGISTERS = 32, MR = 14 };
 #elif defined(__aarch64__)
-enum { MR = 8, NV = 3 };
+enum { REGISTERS = 32, MR = 12 };
 #else
-enum { MR = 6, NV = 2 };
+enum { REGISTERS = 16, MR = 6 };
 #endif
 
 static inline vec load(const real *p) { return *(const vec *)p; }

@@ -4,7 +4,7 @@ cdef extern from "simd.h" nogil:
     ctypedef float vec
     enum: LANES
     enum: MR
-    enum: NV
+    enum: REGISTERS
     vec load(const real *p) noexcept
     void store(real *p, vec v) noexcept
     vec splat(real s) noexcept

@@ -25,6 +25,7 @@ cdef struct Axis:
     Py_ssize_t *index           # [taps] the tap's place in the weight
     Py_ssize_t *segment         # [taps] the segment that holds its run
     Py_ssize_t *offset          # [taps] where in the segment the run begins
+    Py_ssize_t *run             # [taps] of the column tile
     Py_ssize_t segments
     Py_ssize_t *segment_start   # [segments] source index of the first element
     Py_ssize_t *segment_length  # [segments]

@@ -1,15 +1,19 @@
-# The register tile, the one inner loop of every dense convolution pass:
+# The two register tiles. `rows`, `vectors` and `taps` are constants at every call, so the compiler unrolls the loops over
+# them and the accumulators never leave the registers.
+from simd cimport real, vec, LANES, MR, REGISTERS, load, store, splat, vrelu
+
+cdef enum:
+    MAX_VECTORS = 8
+    COLUMN_ROWS = 8
+    COLUMN_TAPS = 7
+
+
+# The tile of every dense pass:
 #
 #     acc[i][j] += a[row[i] + step_a[k]] * b[pixel[j] + step_b[k]]      i < rows, j < vectors, k < steps
 #
-# `a` is read one scalar at a time and broadcast, `b` one vector at a time. `rows` and `vectors` are constants at every
-# call of tile(), so the compiler unrolls both loops and acc never leaves the registers.
-#
-# Preconditions: every b[pixel[j] + step_b[k]] starts LANES readable elements, and every out[i * out_row + out_pixel[j]]
-# starts LANES writable ones that nobody else writes.
-from simd cimport real, vec, LANES, MR, NV, load, store, splat, vrelu
-
-
+# `a` is read one scalar at a time and broadcast, `b` one vector at a time. Preconditions: LANES elements can be read at
+# every b + pixel[j] + step_b[k] and written at every out + i * out_row + out_pixel[j], by nobody else at the same time.
 cdef struct Tile:
     const real *a
     const real *b
@@ -17,19 +21,19 @@ cdef struct Tile:
     const Py_ssize_t *step_b
     Py_ssize_t steps
     Py_ssize_t row[MR]
-    Py_ssize_t pixel[NV]
+    Py_ssize_t pixel[MAX_VECTORS]
     const real *bias            # one scalar for each row, or NULL
     bint accumulate             # start from what `out` holds
     bint relu
     real *out
     Py_ssize_t out_row
-    Py_ssize_t out_pixel[NV]
+    Py_ssize_t out_pixel[MAX_VECTORS]
 
 
 cdef inline void tile(const int rows, const int vectors, const Tile *t) noexcept nogil:
-    cdef vec acc[MR][NV]
+    cdef vec acc[MR][MAX_VECTORS]
     cdef vec scalar
-    cdef vec vector[NV]
+    cdef vec vector[MAX_VECTORS]
     cdef const real *a_k
     cdef const real *b_k
     cdef real *out_i
@@ -56,19 +60,82 @@ cdef inline void tile(const int rows, const int vectors, const Tile *t) noexcept
             store(out_i + t.out_pixel[j], vrelu(acc[i][j]) if t.relu else acc[i][j])
 
 
-cdef inline void tile_rows(int rows, const int vectors, const Tile *t) noexcept nogil:
-    # MR is a constant: instances that this instruction set has no registers for are not compiled.
-    if rows == 1: tile(1, vectors, t)
-    elif rows == 2: tile(2, vectors, t)
-    elif rows == 3: tile(3, vectors, t)
-    elif rows == 4: tile(4, vectors, t)
-    elif rows == 5: tile(5, vectors, t)
-    elif rows == 6: tile(6, vectors, t)
-    elif MR >= 7 and rows == 7: tile(7, vectors, t)
-    elif MR >= 8 and rows == 8: tile(8, vectors, t)
-    elif MR >= 9 and rows == 9: tile(9, vectors, t)
-    elif MR >= 10 and rows == 10: tile(10, vectors, t)
-    elif MR >= 11 and rows == 11: tile(11, vectors, t)
-    elif MR >= 12 and rows == 12: tile(12, vectors, t)
-    elif MR >= 13 and rows == 13: tile(13, vectors, t)
-    elif MR >= 14 and rows == 14: tile(14, vectors, t)
+# The fewer rows, the more vectors: at least 8 accumulators hide the latency of the FMA, and a broadcast serves all of
+# them. The constants decide which instances are compiled at all.
+cdef inline int most_vectors(Py_ssize_t rows) noexcept nogil:
+    if REGISTERS == 32:
+        return 8 if rows <= 3 else 4 if rows <= 6 else 2
+    return 4 if rows <= 3 else 2
+
+
+cdef inline void tile_vectors(const int rows, int vectors, const Tile *t) noexcept nogil:
+    if vectors == 1: tile(rows, 1, t)
+    elif vectors == 2: tile(rows, 2, t)
+    elif most_vectors(rows) >= 4 and vectors == 4: tile(rows, 4, t)
+    elif most_vectors(rows) >= 8 and vectors == 8: tile(rows, 8, t)
+
+
+cdef inline void tile_rows(int rows, int vectors, const Tile *t) noexcept nogil:
+    if rows == 1: tile_vectors(1, vectors, t)
+    elif rows == 2: tile_vectors(2, vectors, t)
+    elif rows == 3: tile_vectors(3, vectors, t)
+    elif rows == 4: tile_vectors(4, vectors, t)
+    elif rows == 5: tile_vectors(5, vectors, t)
+    elif rows == 6: tile_vectors(6, vectors, t)
+    elif MR >= 7 and rows == 7: tile_vectors(7, vectors, t)
+    elif MR >= 8 and rows == 8: tile_vectors(8, vectors, t)
+    elif MR >= 9 and rows == 9: tile_vectors(9, vectors, t)
+    elif MR >= 10 and rows == 10: tile_vectors(10, vectors, t)
+    elif MR >= 11 and rows == 11: tile_vectors(11, vectors, t)
+    elif MR >= 12 and rows == 12: tile_vectors(12, vectors, t)
+    elif MR >= 13 and rows == 13: tile_vectors(13, vectors, t)
+    elif MR >= 14 and rows == 14: tile_vectors(14, vectors, t)
+
+
+# The tile of a single output channel, where a broadcast would serve one row only: the rows are output rows instead, and
+# a step is a column of `taps` taps one source row apart, so that each loaded vector serves up to `taps` of them.
+#
+#     acc[i] += a[step_a[k] + t * a_row] * b[step_b[k] + (i + t) * pitch]      i < rows, t < taps, k < steps
+#
+# `acc` lies in memory between calls with different numbers of taps.
+cdef struct Column:
+    const real *a
+    const real *b
+    const Py_ssize_t *step_a
+    const Py_ssize_t *step_b
+    Py_ssize_t steps
+    Py_ssize_t a_row
+    Py_ssize_t pitch
+
+
+cdef inline void column(const int rows, const int taps, const Column *t, vec *memory) noexcept nogil:
+    cdef vec acc[COLUMN_ROWS]
+    cdef vec scalar[COLUMN_TAPS]
+    cdef vec vector[COLUMN_ROWS + COLUMN_TAPS]
+    cdef const real *b_k
+    cdef Py_ssize_t k
+    cdef int i, j
+    for i in range(rows):
+        acc[i] = memory[i]
+    for k in range(t.steps):
+        b_k = t.b + t.step_b[k]
+        for j in range(taps):
+            scalar[j] = splat(t.a[t.step_a[k] + j * t.a_row])
+        for j in range(taps - 1):
+            vector[j] = load(b_k + j * t.pitch)
+        for i in range(rows):
+            vector[i + taps - 1] = load(b_k + (i + taps - 1) * t.pitch)
+            for j in range(taps):
+                acc[i] = acc[i] + scalar[j] * vector[i + j]
+    for i in range(rows):
+        memory[i] = acc[i]
+
+
+cdef inline void column_taps(const int rows, int taps, const Column *t, vec *memory) noexcept nogil:
+    if taps == 1: column(rows, 1, t, memory)
+    elif taps == 2: column(rows, 2, t, memory)
+    elif taps == 3: column(rows, 3, t, memory)
+    elif taps == 4: column(rows, 4, t, memory)
+    elif taps == 5: column(rows, 5, t, memory)
+    elif taps == 6: column(rows, 6, t, memory)
+    elif taps == 7: column(rows, 7, t, memory)

@@ -3,13 +3,19 @@
 #     grad_weight[f, tap] = sum over images and pixels of x[pixel of tap] * grad_out[f, pixel]
 #
 # through the same tile: rows are taps, read from the strip of x; steps are output pixels; lanes are output channels, read
-# from a copy of grad_out transposed to [pixel][channel] in panels of NV vectors. The sums grow in scratch as [tap][channel]
+# from a copy of grad_out transposed to [pixel][channel] in panels of PANEL_VECTORS vectors. The sums grow in scratch as [tap][channel]
 # and are transposed at the end.
 #
 # The images' strips ("units") are cut into `splits` runs and the input channels into `chunks`; a task is one of each for
 # one group. Both counts follow from shapes alone, and a task adds its units in order, so the result does not depend on
 # the number of threads. With more than one split, each has a partial gradient of its own, added in order at the end.
 # Scratch of a thread: a strip of one chunk, the panels, the sums. Reference: cyconv/_reference.py.
+
+
+cdef enum:
+    PANEL_VECTORS = 2
+    CHUNK_CHANNELS = 64         # grad_out is transposed once for so many input channels
+    MIN_TASKS = 8
 
 
 cdef struct WeightPass:
@@ -26,13 +32,8 @@ cdef struct WeightPass:
     Py_ssize_t *tap             # [taps] offset in the strip's channel
 
 
-cdef enum:
-    CHUNK_CHANNELS = 64         # grad_out is transposed once for so many input channels
-    MIN_TASKS = 8
-
-
 cdef inline Py_ssize_t panel_elements(const WeightPass *p) noexcept nogil:
-    return p.strip_rows * p.x.extent * ceil_div(p.vectors, NV) * NV * LANES
+    return p.strip_rows * p.x.extent * ceil_div(p.vectors, PANEL_VECTORS) * PANEL_VECTORS * LANES
 
 
 cdef inline Py_ssize_t weight_strip_elements(const WeightPass *p) noexcept nogil:
@@ -77,7 +78,7 @@ cdef void fill_weight_tables(WeightPass *p, Py_ssize_t *tables) noexcept nogil:
     for i in range(p.strip_rows):
         for j in range(p.x.extent):
             p.step_a[k] = i * p.pitch + j
-            p.step_b[k] = k * NV * LANES
+            p.step_b[k] = k * PANEL_VECTORS * LANES
             k += 1
     for i in range(p.y.taps):
         for j in range(p.x.taps):
@@ -122,16 +123,16 @@ cdef void transpose(real *to, Py_ssize_t to_row, const real *source, Py_ssize_t 
 
 
 cdef void fill_panels(const WeightPass *p, real *panels, const real *grad_out, Py_ssize_t pixels) noexcept nogil:
-    """panels[block][pixel][lane] = grad_out[block * NV * LANES + lane][pixel], zero past the last channel."""
+    """panels[block][pixel][lane] = grad_out[block * PANEL_VECTORS * LANES + lane][pixel], zero past the last channel."""
     cdef Py_ssize_t block = 0, rows, k, f
     cdef Py_ssize_t plane = p.y.extent * p.x.extent
-    while block * NV < p.vectors:
-        f = block * NV * LANES
-        rows = min(p.rows - f, <Py_ssize_t>NV * LANES)
-        if rows < NV * LANES:
-            memset(panels, 0, pixels * NV * LANES * sizeof(real))
-        transpose(panels, NV * LANES, grad_out + f * plane, plane, rows, pixels)
-        panels += pixels * NV * LANES
+    while block * PANEL_VECTORS < p.vectors:
+        f = block * PANEL_VECTORS * LANES
+        rows = min(p.rows - f, <Py_ssize_t>PANEL_VECTORS * LANES)
+        if rows < PANEL_VECTORS * LANES:
+            memset(panels, 0, pixels * PANEL_VECTORS * LANES * sizeof(real))
+        transpose(panels, PANEL_VECTORS * LANES, grad_out + f * plane, plane, rows, pixels)
+        panels += pixels * PANEL_VECTORS * LANES
         block += 1
 
 
@@ -147,7 +148,7 @@ cdef void add_unit(const WeightPass *p, Tile *t, real *sums, const real *strip, 
     t.out_row = p.vectors * LANES
     t.a = strip
     while v < p.vectors:
-        n = <int>min(<Py_ssize_t>NV, p.vectors - v)
+        n = <int>min(<Py_ssize_t>PANEL_VECTORS, p.vectors - v)
         t.b = panels + v * LANES * pixels
         for block in range(blocks):
             first = block * taps // blocks
@@ -177,7 +178,7 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, real *sums, real
     t.step_b = p.step_b
     t.bias = NULL
     t.relu = False
-    for j in range(NV):
+    for j in range(PANEL_VECTORS):
         t.pixel[j] = t.out_pixel[j] = j * LANES
     for unit in range(split * units // p.splits, (split + 1) * units // p.splits):
         n = unit // p.strips
