@@ -55,10 +55,20 @@ static inline vec vrelu(vec v) { return (vec)((__typeof__(v < v))v & ~(v < 0)); 
 #define EVEN 0, 2
 #define ODD 1, 3
 #endif
-static inline vec zip_low(vec a, vec b) { return __builtin_shufflevector(a, b, ZIP_LOW); }
-static inline vec zip_high(vec a, vec b) { return __builtin_shufflevector(a, b, ZIP_HIGH); }
-static inline vec even(vec a, vec b) { return __builtin_shufflevector(a, b, EVEN); }
-static inline vec odd(vec a, vec b) { return __builtin_shufflevector(a, b, ODD); }
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#if REAL_BYTES == 4
+typedef int lane_numbers __attribute__((vector_size(VECTOR_BYTES)));
+#else
+typedef long long lane_numbers __attribute__((vector_size(VECTOR_BYTES)));
+#endif
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (lane_numbers){__VA_ARGS__})
+#endif
+static inline vec zip_low(vec a, vec b) { return SHUFFLE(a, b, ZIP_LOW); }
+static inline vec zip_high(vec a, vec b) { return SHUFFLE(a, b, ZIP_HIGH); }
+static inline vec even(vec a, vec b) { return SHUFFLE(a, b, EVEN); }
+static inline vec odd(vec a, vec b) { return SHUFFLE(a, b, ODD); }
 
 /* The sum of the lanes, always in the same order. */
 static inline real lane_sum(vec v) {
