@@ -12,7 +12,8 @@ from libc.string cimport memset
 from simd cimport real, vec, LANES, MR, load, store, splat, vrelu, lane_sum, zip_low, zip_high
 from scratch cimport take, address
 from strip cimport Axis, plan_segments, segment_base, total_length, longest_segment, copy_strip, copy_run, padded_plane, \
-    ceil_div, STRIP_BYTES
+    plan_runs, ceil_div, STRIP_BYTES
+from dot cimport Dot, dot_taps, DOT_TAPS
 from tile cimport Tile, Column, tile_rows, column_taps, most_vectors, MAX_VECTORS, COLUMN_ROWS, COLUMN_TAPS
 
 

@@ -68,29 +68,6 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
         p.scratch += min(p.rows, <Py_ssize_t>MR) * p.phase_count * p.result_plane
 
 
-cdef void plan_columns(Pass *p) noexcept nogil:
-    """Find the runs of taps one row apart: run[i] taps begin with tap i, none if it lies inside a run."""
-    cdef Axis *y = &p.y
-    cdef Py_ssize_t i, j, position, length
-    cdef bint found
-    for i in range(COLUMN_TAPS + 1):
-        p.column_steps[i] = 0
-    p.a_row = 0
-    for i in range(y.taps):
-        position = 0
-        for j in range(i - 1, -1, -1):      # taps ascend, and so do the offsets within a segment
-            if y.segment[j] == y.segment[i] and y.offset[i] - y.offset[j] == position + 1:
-                position += 1
-        length = 1
-        for j in range(i + 1, y.taps):
-            if y.segment[j] == y.segment[i] and y.offset[j] - y.offset[i] == length:
-                if length == 1:
-                    p.a_row = y.index[j] - y.index[i]
-                length += 1
-        y.run[i] = min(length, <Py_ssize_t>COLUMN_TAPS) if position % COLUMN_TAPS == 0 else 0
-        p.column_steps[y.run[i]] += 1
-
-
 cdef void fill_steps(Pass *p, Phase *phase, Py_ssize_t taps_of_step) noexcept nogil:
     """Append to the phase's tables: every tap, or (taps_of_step > 0) the columns of so many taps."""
     cdef Py_ssize_t c, i, j, row
@@ -141,7 +118,7 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
         plan_strips(p, strips)
     p.tasks = blocks * p.strips
     if p.column:
-        plan_columns(p)
+        p.a_row = plan_runs(&p.y, COLUMN_TAPS, p.column_steps)
     for i in range(p.phase_count):
         phase = p.phases + i
         phase.steps = 0

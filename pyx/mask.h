@@ -66,11 +66,25 @@ static inline vec larger(vec a, vec b) {
 static inline vec vmax(vec a, vec b) { return pick(is_nan(b), b, larger(a, b)); }
 static inline real scalar_max(real a, real b) { return b > a || b != b ? b : a; }
 
-/* The first n <= LANES lanes, from or to n elements of memory; the other lanes are those of rest. */
+/* The first n <= LANES lanes, from or to n elements of memory; the other lanes are those of rest, or zero. */
 #if VECTOR_BYTES == 64
 static inline vec load_first(const real *p, int n, vec rest) { return MM(mask_loadu_)(rest, first_lanes(n), p); }
+static inline vec load_first_or_zero(const real *p, int n) { return CAT(_mm512_maskz_loadu_, SUFFIX)(first_lanes(n), p); }
 static inline void store_first(real *p, vec v, int n) { MM(mask_storeu_)(p, first_lanes(n), v); }
 #else
+#if VECTOR_BYTES == 32
+static inline __m256i first_lanes(int n) {
+    static const int ones_zeros[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256((const __m256i *)(ones_zeros + 8 - n * (REAL_BYTES / 4)));
+}
+static inline vec load_first_or_zero(const real *p, int n) { return MM(maskload_)(p, first_lanes(n)); }
+#else
+static inline vec load_first_or_zero(const real *p, int n) {
+    real lanes[LANES] = {0};
+    for (int i = 0; i < n; i++) lanes[i] = p[i];
+    return load(lanes);
+}
+#endif
 static inline vec load_first(const real *p, int n, vec rest) {
     real lanes[LANES];
     store(lanes, rest);

@@ -13,3 +13,4 @@ cdef extern from "mask.h" nogil:
     real scalar_max(real a, real b) noexcept
     vec load_first(const real *p, int n, vec rest) noexcept
     void store_first(real *p, vec v, int n) noexcept
+    vec load_first_or_zero(const real *p, int n) noexcept

@@ -70,11 +70,10 @@ static inline vec zip_high(vec a, vec b) { return SHUFFLE(a, b, ZIP_HIGH); }
 static inline vec even(vec a, vec b) { return SHUFFLE(a, b, EVEN); }
 static inline vec odd(vec a, vec b) { return SHUFFLE(a, b, ODD); }
 
-/* The sum of the lanes, always in the same order. */
+/* The sum of the lanes, as a tree. */
 static inline real lane_sum(vec v) {
-    real sum = v[0];
-    for (int i = 1; i < LANES; i++) sum += v[i];
-    return sum;
+    for (int n = 1; n < LANES; n *= 2) v = even(v, v) + odd(v, v);
+    return v[0];
 }
 
 #endif

@@ -50,6 +50,31 @@ cdef inline void plan_segments(Axis *axis, Py_ssize_t extent, bint share) noexce
         axis.segment_length[found] = axis.offset[i] + extent
 
 
+cdef inline Py_ssize_t plan_runs(Axis *axis, Py_ssize_t longest, Py_ssize_t *counts) noexcept nogil:
+    """Group taps that read neighbouring elements of a segment into runs of at most `longest`.
+
+    run[i] taps begin with tap i, none if it lies inside a run; counts[n] becomes the number of runs of n taps. Return the
+    distance in the weight between neighbours of a run, which is the same for all of them.
+    """
+    cdef Py_ssize_t i, j, position, length, distance = 0
+    for i in range(longest + 1):
+        counts[i] = 0
+    for i in range(axis.taps):
+        position = 0            # in an unlimited run; offsets ascend within a segment
+        for j in range(i - 1, -1, -1):
+            if axis.segment[j] == axis.segment[i] and axis.offset[i] - axis.offset[j] == position + 1:
+                position += 1
+        length = 1
+        for j in range(i + 1, axis.taps):
+            if axis.segment[j] == axis.segment[i] and axis.offset[j] - axis.offset[i] == length:
+                if length == 1:
+                    distance = axis.index[j] - axis.index[i]
+                length += 1
+        axis.run[i] = min(length, longest) if position % longest == 0 else 0
+        counts[axis.run[i]] += 1
+    return distance
+
+
 cdef inline Py_ssize_t total_length(const Axis *axis) noexcept nogil:
     cdef Py_ssize_t j, total = 0
     for j in range(axis.segments):

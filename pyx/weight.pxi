@@ -3,8 +3,9 @@
 #     grad_weight[f, tap] = sum over images and pixels of x[pixel of tap] * grad_out[f, pixel]
 #
 # through the same tile: rows are taps, read from the strip of x; steps are output pixels; lanes are output channels, read
-# from a copy of grad_out transposed to [pixel][channel] in panels of PANEL_VECTORS vectors. The sums grow in scratch as [tap][channel]
-# and are transposed at the end.
+# from a copy of grad_out transposed to [pixel][channel] in panels. The sums grow in scratch as [tap][channel] and are
+# transposed at the end. Where the output channels of a group leave most lanes empty, dot.pxd's tile has pixels in the
+# lanes instead and reads grad_out where it lies.
 #
 # The images' strips ("units") are cut into `splits` runs and the input channels into `chunks`; a task is one of each for
 # one group. Both counts follow from shapes alone, and a task adds its units in order, so the result does not depend on
@@ -30,10 +31,12 @@ cdef struct WeightPass:
     Py_ssize_t *step_a          # [pixels of a strip]
     Py_ssize_t *step_b
     Py_ssize_t *tap             # [taps] offset in the strip's channel
+    bint dot                    # lanes are pixels
+    Py_ssize_t run_step         # between the taps of a run in the weight
 
 
 cdef inline Py_ssize_t panel_elements(const WeightPass *p) noexcept nogil:
-    return p.strip_rows * p.x.extent * ceil_div(p.vectors, PANEL_VECTORS) * PANEL_VECTORS * LANES
+    return 0 if p.dot else p.strip_rows * p.x.extent * ceil_div(p.vectors, PANEL_VECTORS) * PANEL_VECTORS * LANES
 
 
 cdef inline Py_ssize_t weight_strip_elements(const WeightPass *p) noexcept nogil:
@@ -41,7 +44,7 @@ cdef inline Py_ssize_t weight_strip_elements(const WeightPass *p) noexcept nogil
 
 
 cdef inline Py_ssize_t sum_elements(const WeightPass *p) noexcept nogil:
-    return p.chunk_channels * p.y.taps * p.x.taps * p.vectors * LANES
+    return p.chunk_channels * p.y.taps * p.x.taps * (p.rows if p.dot else p.vectors * LANES)
 
 
 cdef void plan_weight_strips(WeightPass *p, Py_ssize_t strips) noexcept nogil:
@@ -54,6 +57,7 @@ cdef void plan_weight_strips(WeightPass *p, Py_ssize_t strips) noexcept nogil:
 cdef void plan_weight(WeightPass *p) noexcept nogil:
     cdef Py_ssize_t units
     p.vectors = ceil_div(p.rows, LANES)
+    p.dot = p.rows * 2 <= LANES or p.rows <= 2
     p.chunks = ceil_div(p.channels, CHUNK_CHANNELS)
     plan_segments(&p.x, p.x.extent, True)
     p.pitch = longest_segment(&p.x)
@@ -71,6 +75,7 @@ cdef void plan_weight(WeightPass *p) noexcept nogil:
 
 cdef void fill_weight_tables(WeightPass *p, Py_ssize_t *tables) noexcept nogil:
     """`tables` holds 2 * pixels of a strip + taps of y * taps of x."""
+    cdef Py_ssize_t counts[DOT_TAPS + 1]
     cdef Py_ssize_t i, j, k = 0
     p.step_a = tables
     p.step_b = tables + p.strip_rows * p.x.extent
@@ -80,10 +85,37 @@ cdef void fill_weight_tables(WeightPass *p, Py_ssize_t *tables) noexcept nogil:
             p.step_a[k] = i * p.pitch + j
             p.step_b[k] = k * PANEL_VECTORS * LANES
             k += 1
+    p.run_step = plan_runs(&p.y, DOT_TAPS, counts)
     for i in range(p.y.taps):
         for j in range(p.x.taps):
             p.tap[i * p.x.taps + j] = (p.x.segment[j] * p.plane + p.x.offset[j] + p.pitch *
                                        (p.y.offset[i] + segment_base(&p.y, p.y.segment[i])))
+
+
+cdef void add_dots(const WeightPass *p, real *sums, const real *strip, const real *grad_out, Py_ssize_t channels,
+                   Py_ssize_t strip_rows) noexcept nogil:
+    """Add one unit's products to the sums [output channel][input channel][tap] with the tile of dot.pxd."""
+    cdef Dot t
+    cdef real part[DOT_TAPS]
+    cdef real *sums_fc
+    cdef Py_ssize_t f, c, i, j, k
+    t.height = strip_rows
+    t.width = p.x.extent
+    t.pitch = p.pitch
+    for f in range(p.rows):
+        t.grad_out = grad_out + f * p.y.extent * p.x.extent
+        for c in range(channels):
+            sums_fc = sums + (f * channels + c) * p.y.taps * p.x.taps
+            for i in range(p.y.taps):
+                if p.y.run[i] == 0:
+                    continue
+                for j in range(p.x.taps):
+                    t.b = strip + c * p.x.segments * p.plane + p.tap[i * p.x.taps + j]
+                    for k in range(p.y.run[i]):
+                        part[k] = 0
+                    dot_taps(<int>p.y.run[i], &t, part)
+                    for k in range(p.y.run[i]):
+                        sums_fc[p.y.index[i] + k * p.run_step + j] += part[k]
 
 
 cdef inline void transpose_square(real *to, Py_ssize_t to_row, const real *source, Py_ssize_t row) noexcept nogil:
@@ -172,8 +204,10 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, real *sums, real
     cdef Py_ssize_t source_plane = p.y.size * p.x.size
     cdef Py_ssize_t out_plane = p.y.extent * p.x.extent
     cdef Py_ssize_t unit, n, s, y0, pixels
+    cdef const real *grad_out
+    cdef real *grad_weight = p.grad_weight + split * p.weight_size + (group * p.rows * p.channels + c0) * taps
     cdef Tile t
-    cdef int j
+    cdef Py_ssize_t j
     t.step_a = p.step_a
     t.step_b = p.step_b
     t.bias = NULL
@@ -187,11 +221,20 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, real *sums, real
         pixels = ((s + 1) * p.y.extent // p.strips - y0) * p.x.extent
         copy_strip(strip, p.source + ((n * p.groups + group) * p.channels + c0) * source_plane, channels, source_plane,
                    &p.y, &p.x, y0, p.plane, p.pitch)
-        fill_panels(p, panels, p.grad_out + (n * p.groups + group) * p.rows * out_plane + y0 * p.x.extent, pixels)
+        grad_out = p.grad_out + (n * p.groups + group) * p.rows * out_plane + y0 * p.x.extent
         t.accumulate = unit > split * units // p.splits
-        add_unit(p, &t, sums, strip, panels, channels, pixels)
-    transpose(p.grad_weight + split * p.weight_size + group * p.rows * p.channels * taps + c0 * taps, p.channels * taps,
-              sums, p.vectors * LANES, channels * taps, p.rows)
+        if p.dot:
+            if not t.accumulate:
+                memset(sums, 0, p.rows * channels * taps * sizeof(real))
+            add_dots(p, sums, strip, grad_out, channels, pixels // p.x.extent)
+        else:
+            fill_panels(p, panels, grad_out, pixels)
+            add_unit(p, &t, sums, strip, panels, channels, pixels)
+    if p.dot:
+        for j in range(p.rows):
+            copy_run(grad_weight + j * p.channels * taps, sums + j * channels * taps, channels * taps)
+    else:
+        transpose(grad_weight, p.channels * taps, sums, p.vectors * LANES, channels * taps, p.rows)
 
 
 cdef void add_partial(const WeightPass *p, real *total) noexcept nogil:
