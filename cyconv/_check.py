@@ -83,7 +83,7 @@ def integer(name: str, value: Any, minimum: int, maximum: int = C_INT_MAX) -> in
         number = value
     else:
         try:
-            if isinstance(value, (bool, np.ndarray)):
+            if isinstance(value, (bool, np.bool_, np.ndarray)):
                 raise TypeError
             number = operator.index(value)
         except TypeError:

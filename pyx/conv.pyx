@@ -34,6 +34,7 @@ include "weight.pxi"
 cdef enum:
     WORK_PER_THREAD = 1 << 16   # multiply-adds for which another thread is worth its start
     AXIS_ARRAYS = 7
+    MAX_WEIGHT_IN_PLACE = 1 << 20   # bytes of a weight whose columns the gradient of x reads without missing the L2
 
 
 cdef inline int useful_threads(double work, Py_ssize_t tasks, int threads) noexcept nogil:
@@ -121,7 +122,7 @@ cdef bint run_pass(Pass *p, Py_ssize_t *tables, int threads, list scratch) excep
     work *= <double>p.images * p.groups * p.rows * p.channels * p.y.taps * p.y.extent
     plan_pass(p, tables, useful_threads(work, threads, threads))
     parts = useful_threads(work, p.tasks, threads)
-    size = 0 if p.in_place else lines(p.scratch)
+    size = lines(p.scratch)
     block = take(scratch, <double>size * sizeof(real) * parts)
     strips = <real *>address(block)
     with nogil:
@@ -183,6 +184,34 @@ def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, const r
     return suspect
 
 
+cdef void swap_channels(real *to, const real *weight, Py_ssize_t rows, Py_ssize_t channels, Py_ssize_t taps,
+                        Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    """to[c][f][tap] = weight[f][c][tap] for one of `parts` shares of the input channels c."""
+    cdef Py_ssize_t f, c
+    for f in range(rows):
+        for c in range(part * channels // parts, (part + 1) * channels // parts):
+            if taps < LANES and f + 1 < rows:
+                # Reads into the next channel's taps and writes over the place of the next f, which comes later.
+                store(to + (c * rows + f) * taps, load(weight + (f * channels + c) * taps))
+            else:
+                copy_run(to + (c * rows + f) * taps, weight + (f * channels + c) * taps, taps)
+
+
+cdef bytearray swapped_weight(Pass *p, Py_ssize_t taps, int threads, list scratch):
+    """Copy the weight to [group][input channel][output channel][tap] and make it the pass's; return the copy's block."""
+    cdef Py_ssize_t size = p.rows * p.channels * taps
+    cdef Py_ssize_t share, shares = p.groups * 64
+    cdef bytearray block = take(scratch, (<double>p.groups * size + LANES) * sizeof(real))
+    cdef real *to = <real *>address(block)
+    for share in prange(shares, num_threads=useful_threads(<double>p.groups * size, shares, threads), schedule="static",
+                        nogil=True):
+        swap_channels(to + share // 64 * size, p.a + share // 64 * size, p.channels, p.rows, taps, share % 64, 64)
+    p.a = to
+    p.row_step = p.channels * taps
+    p.channel_step = taps
+    return block
+
+
 def grad_x(const real[:, :, :, ::1] grad_out, const real[:, :, :, ::1] weight, real[:, :, :, ::1] grad_x,
            Py_ssize_t sh, Py_ssize_t sw, Py_ssize_t ph, Py_ssize_t pw, Py_ssize_t dh, Py_ssize_t dw,
            Py_ssize_t groups, int threads, list scratch):
@@ -195,7 +224,7 @@ def grad_x(const real[:, :, :, ::1] grad_out, const real[:, :, :, ::1] weight, r
     cdef Py_ssize_t kh = weight.shape[2], kw = weight.shape[3], height = grad_x.shape[2], width = grad_x.shape[3]
     cdef Py_ssize_t y, x
     cdef Py_ssize_t *rest
-    cdef bytearray block
+    cdef bytearray block, weight_block = None
     cdef Pass p
     p.images = grad_out.shape[0]
     p.groups = groups
@@ -211,6 +240,8 @@ def grad_x(const real[:, :, :, ::1] grad_out, const real[:, :, :, ::1] weight, r
     p.out_plane = height * width
     p.out_y = sh * width
     p.phase_count = min(sw, width)
+    if kh * kw > 1 and p.a_group * <Py_ssize_t>sizeof(real) > MAX_WEIGHT_IN_PLACE:
+        weight_block = swapped_weight(&p, kh * kw, threads, scratch)
     block = take(scratch, pass_bytes(&p, kh, kw))
     for y in range(min(sh, height)):
         rest = carve_pass(&p, block, kh, kw)
@@ -220,6 +251,8 @@ def grad_x(const real[:, :, :, ::1] grad_out, const real[:, :, :, ::1] weight, r
         p.out = &grad_x[0, 0, y, 0]
         suspect |= run_pass(&p, rest, threads, scratch)
     scratch.append(block)
+    if weight_block is not None:
+        scratch.append(weight_block)
     return suspect
 
 
@@ -307,9 +340,10 @@ def grad_bias(const real[:, :, :, ::1] grad_out, real[::1] grad_bias, int thread
     """The gradient of the bias: the sum of grad_out over images and pixels."""
     cdef Py_ssize_t f
     cdef int parts = useful_threads(grad_out.size, grad_bias.shape[0], threads)
-    if parts == 1:
-        for f in range(grad_bias.shape[0]):
-            grad_bias[f] = channel_sum(grad_out, f)
-    else:
-        for f in prange(grad_bias.shape[0], num_threads=parts, schedule="static", nogil=True):
-            grad_bias[f] = channel_sum(grad_out, f)
+    with nogil:
+        if parts == 1:
+            for f in range(grad_bias.shape[0]):
+                grad_bias[f] = channel_sum(grad_out, f)
+        else:
+            for f in prange(grad_bias.shape[0], num_threads=parts, schedule="static"):
+                grad_bias[f] = channel_sum(grad_out, f)
