@@ -131,7 +131,7 @@ def conv2d(
         for tap, inside, outputs in _taps(x4.shape, weight.shape, size, geometry):
             part = np.empty(buffer[outputs].shape, x.dtype)
             kernels.forward(x4[inside].copy(), weight[tap].copy(), None, part, *_PLAIN, groups, False, threads, scratch)
-            buffer[outputs] += part
+            _add(buffer[outputs], part)
         if relu:
             np.maximum(buffer, 0, out=buffer)
     if buffer is not target:
@@ -230,7 +230,7 @@ def conv2d_backward(
                 part = np.empty(grad_x[inside].shape, x.dtype)
                 inputs = grad_out[outputs].copy(), weight[tap].copy()
                 kernels.grad_x(*inputs, part, *_PLAIN, groups, threads, scratch)
-                grad_x[inside] += part
+                _add(grad_x[inside], part)
         grad_x = _fold_border(grad_x, pads, padding_mode).reshape(x.shape)
     return ConvGradients(grad_x, grad_weight, grad_bias)
 
@@ -269,6 +269,12 @@ def _taps(x: Ints, weight: Ints, size: Ints, geometry: Ints) -> Iterator[tuple[A
             inside.append(slice(first * s + start, max(first, last) * s + start, s))
         if all(o.start < o.stop for o in outputs[2:]):
             yield (slice(None), slice(None), *(slice(k, k + 1) for k in taps)), tuple(inside), tuple(outputs)
+
+
+def _add(total: Any, part: Any) -> None:
+    """Total += part, without NumPy's warnings: a kernel has none."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        total += part
 
 
 def _border_indices(size: Ints, pads: Pairs, mode: str) -> list[np.ndarray]:

@@ -16,8 +16,8 @@ def _per_axis(integers):
 
 
 @st.composite
-def convolutions(draw):
-    """A legal convolution: the shapes of x and weight, the parameters, a seed for the values."""
+def convolutions(draw, largest=20):
+    """Shapes of x and weight, parameters, a seed. The image has up to `largest` rows more than it must have."""
     groups = draw(st.integers(1, 4))
     per_group = draw(st.integers(1, 5))
     F = groups * draw(st.integers(1, 6))
@@ -33,7 +33,7 @@ def convolutions(draw):
     added = ((99, 0), (99, 0)) if padding in ("same", "same_lower") else pairs(padding)
     for k, d, pad in zip(kernel, dilation, added, strict=True):
         smallest = max(d * (k - 1) + 1 - sum(pad), 1)
-        size.append(smallest + draw(st.integers(0, 20)))
+        size.append(smallest + draw(st.integers(0, largest)))
     return (draw(st.integers(1, 3)), groups * per_group, *size), (F, per_group, *kernel), parameters, draw(
         st.integers(0, 2**32 - 1)
     )

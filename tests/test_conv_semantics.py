@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 from helpers import assert_bits, random
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import convolutions
 
 import cyconv
 from cyconv import _reference
@@ -32,7 +35,8 @@ def test_nan_and_inf_of_the_image_reach_exactly_their_windows(rng, dtype, value,
     for y, column in ((0, 0), (H - 1, W - 1), (H // 2, W // 2), (0, W - 1)):
         special = x.copy()
         special[0, 0, y, column] = value
-        assert_same_kind(cyconv.conv2d(special, weight, **parameters), _reference.conv2d(special, weight, **parameters))
+        expected = _reference.conv2d(special, weight, **parameters)
+        assert_same_kind(cyconv.conv2d(special, weight, **parameters), expected)
 
 
 @pytest.mark.parametrize(("x", "weight", "parameters"), LAYERS)
@@ -59,6 +63,24 @@ def test_nan_and_inf_reach_exactly_their_gradients(rng, dtype, value, where, x, 
             expected = _reference.conv2d_backward(**arrays, **parameters)
         for actual, e in zip(cyconv.conv2d_backward(**arrays, **parameters), expected, strict=True):
             assert_same_kind(actual, e)
+
+
+@settings(max_examples=settings().max_examples // 2)
+@given(case=convolutions(largest=5), data=st.data())
+def test_nan_and_inf_anywhere(case, data):
+    x, weight, parameters, seed = case
+    rng = np.random.default_rng(seed)
+    arrays = {"x": random(rng, x, "f"), "weight": random(rng, weight, "f")}
+    arrays["grad_out"] = random(rng, cyconv.conv2d(**arrays, **parameters).shape, "f")
+    for _ in range(data.draw(st.integers(1, 2))):
+        a = arrays[data.draw(st.sampled_from(sorted(arrays)))].reshape(-1)
+        a[data.draw(st.integers(0, a.size - 1))] = data.draw(st.sampled_from(SPECIAL))
+    with np.errstate(invalid="ignore"):
+        out = _reference.conv2d(arrays["x"], arrays["weight"], **parameters)
+        gradients = _reference.conv2d_backward(**arrays, **parameters)
+    assert_same_kind(cyconv.conv2d(arrays["x"], arrays["weight"], **parameters), out)
+    for actual, expected in zip(cyconv.conv2d_backward(**arrays, **parameters), gradients, strict=True):
+        assert_same_kind(actual, expected)
 
 
 def test_relu_keeps_nan(dtype):
