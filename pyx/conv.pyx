@@ -190,8 +190,8 @@ cdef void swap_channels(real *to, const real *weight, Py_ssize_t rows, Py_ssize_
     cdef Py_ssize_t f, c
     for f in range(rows):
         for c in range(part * channels // parts, (part + 1) * channels // parts):
-            if taps < LANES and f + 1 < rows:
-                # Reads into the next channel's taps and writes over the place of the next f, which comes later.
+            if taps < LANES <= (rows - f) * taps:
+                # Writes into the places of the next output channels, whose turn comes later.
                 store(to + (c * rows + f) * taps, load(weight + (f * channels + c) * taps))
             else:
                 copy_run(to + (c * rows + f) * taps, weight + (f * channels + c) * taps, taps)

@@ -58,10 +58,10 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
     plan_segments(&p.y, p.strip_rows, True)
     for i in range(p.phase_count):
         phase = p.phases + i
-        phase.plane = p.y.size if p.in_place else padded_plane(total_length(&p.y) * phase.pitch)
+        phase.plane = p.y.size * phase.x.size if p.in_place else padded_plane(total_length(&p.y) * phase.pitch)
         phase.strip = p.scratch
         # Room for a vector that begins at the last element.
-        p.scratch += phase.x.segments * p.channels * (p.strip_rows if p.in_place else phase.plane) + LANES
+        p.scratch += phase.x.segments * p.channels * (p.strip_rows * phase.x.size if p.in_place else phase.plane) + LANES
     p.results = p.scratch
     if p.staged:
         p.result_plane = p.strip_rows * p.phases[0].x.extent + LANES
@@ -83,18 +83,28 @@ cdef void fill_steps(Pass *p, Phase *phase, Py_ssize_t taps_of_step) noexcept no
                 phase.steps += 1
 
 
+cdef bint lies_in_place(const Pass *p) noexcept nogil:
+    """Whether every phase is a 1x1 kernel over the unpadded source, or has no taps."""
+    cdef const Phase *phase
+    cdef Py_ssize_t i
+    if p.y.taps * p.y.step != 1 or p.y.start[0] != 0 or p.y.extent != p.y.size or p.y.extent * p.phases[0].x.size < LANES:
+        return p.y.taps == 0
+    for i in range(p.phase_count):
+        phase = p.phases + i
+        if phase.x.taps and (phase.x.taps * phase.x.step != 1 or phase.x.start[0] != 0 or phase.x.extent != phase.x.size):
+            return False
+    return True
+
+
 cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     """Choose tile, strips and tasks, fill the step tables: 2 * channels * taps of y * taps of x of all phases."""
     cdef Phase *phase = p.phases
     cdef Py_ssize_t i, taps, strips, most, blocks, fit
-    p.in_place = (p.phase_count == 1
-                  and phase.x.taps == 1 and phase.x.step == 1 and phase.x.start[0] == 0 and phase.x.extent == phase.x.size
-                  and p.y.taps == 1 and p.y.step == 1 and p.y.start[0] == 0 and p.y.extent == p.y.size
-                  and p.y.extent * phase.x.extent >= LANES)
-    if p.in_place:              # one column of pixels, so that a strip may begin anywhere
+    p.staged = p.out_y != phase.x.extent
+    p.in_place = lies_in_place(p)
+    if p.in_place and not p.staged:         # one column of pixels, so that a strip may begin anywhere
         p.y.extent = p.y.size = p.y.size * phase.x.size
         phase.x.extent = phase.x.size = p.out_y = 1
-    p.staged = p.out_y != p.phases[0].x.extent
     p.column = p.rows <= COLUMN_MAX_ROWS and p.y.taps > 1
     for i in range(p.phase_count):
         phase = p.phases + i
@@ -105,7 +115,9 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
         phase.pitch = phase.x.extent if phase.exact else longest_segment(&phase.x)
     p.row_blocks = ceil_div(p.rows, MR)
     plan_strips(p, 1)
-    most = p.y.extent // (4 * MAX_VECTORS * LANES) if p.in_place else p.y.extent
+    most = p.y.extent
+    if p.in_place:              # no strip may be shorter than a vector
+        most //= ceil_div(LANES, p.phases[0].x.size) if p.staged else 4 * MAX_VECTORS * LANES
     while p.strips < most and p.scratch * <Py_ssize_t>sizeof(real) > STRIP_BYTES:
         fit = ceil_div(p.scratch * <Py_ssize_t>sizeof(real), STRIP_BYTES)
         plan_strips(p, min(most, max(p.strips + 1, p.strips * fit // 2)))
@@ -280,7 +292,7 @@ cdef void run_tasks(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *scra
             t.step_a = phase.step_a
             t.step_b = phase.step_b
             t.steps = phase.steps
-            t.b = source + y0 if p.in_place else scratch + phase.strip
+            t.b = source + y0 * phase.x.size if p.in_place else scratch + phase.strip
             if p.staged:
                 run_rows(p, phase, &t, scratch + p.results + i * p.result_plane, p.phase_count * p.result_plane,
                          phase.x.extent, rows, strip_rows)

@@ -5,7 +5,7 @@
 # of different residues modulo the step never do. With exact columns every tap along x has a segment of its own, as wide
 # as the output: rows then follow each other without a gap and vectors cross from one to the next.
 from libc.string cimport memset
-from simd cimport real, LANES, load, store
+from simd cimport real, LANES, load, store, even
 
 
 cdef enum:
@@ -128,7 +128,12 @@ cdef inline void copy_row(real *to, Py_ssize_t n, const real *row, Py_ssize_t st
     if step == 1:
         copy_run(to + first, row + start + first, last - first)
     else:
-        for i in range(first, last):
+        i = first
+        if step == 2:
+            while i + LANES <= last and start + 2 * (i + LANES) <= size:
+                store(to + i, even(load(row + start + 2 * i), load(row + start + 2 * i + LANES)))
+                i += LANES
+        for i in range(i, last):
             to[i] = row[start + i * step]
     for i in range(last, n):
         to[i] = 0
