@@ -10,7 +10,9 @@ X = np.random.default_rng(0).standard_normal((3, 2, 6, 6)).astype(np.float32)
 
 def network(seed=0, **options):
     rng = np.random.default_rng(seed)
-    return nn.Sequential(nn.Conv2D(4, 3, seed=rng, **options), nn.ReLU(), nn.Flatten(), nn.Dense(5, seed=rng, **options))
+    return nn.Sequential(
+        nn.Conv2D(4, 3, seed=rng, **options), nn.ReLU(), nn.Flatten(), nn.Dense(5, seed=rng, **options)
+    )
 
 
 @pytest.mark.parametrize("seen", [True, False])
@@ -95,13 +97,13 @@ def test_groups_and_inputs_that_are_told_are_checked(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not an archive", b"\x80\x04K\x01."])
 def test_files_that_are_no_archives(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(ValueError, match="not an intact .npz file"):
+    with pytest.raises(ValueError, match=r"not an intact \.npz file"):
         nn.load(network(), tmp_path / "a.npz")
 
 
 def test_npy_file_and_damaged_archive_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", X)
-    with pytest.raises(ValueError, match="not an intact .npz file"):
+    with pytest.raises(ValueError, match=r"not an intact \.npz file"):
         nn.load(network(), tmp_path / "a.npy")
     np.savez_compressed(tmp_path / "a.npz", **right())
     content = bytearray((tmp_path / "a.npz").read_bytes())
@@ -109,7 +111,7 @@ def test_npy_file_and_damaged_archive_are_refused(tmp_path):
     (tmp_path / "b.npz").write_bytes(content)
     (tmp_path / "c.npz").write_bytes(content[: len(content) // 2])
     for name in ("b.npz", "c.npz"):
-        with pytest.raises(ValueError, match=f"{name} is not an intact .npz file"):
+        with pytest.raises(ValueError, match=rf"{name} is not an intact \.npz file"):
             nn.load(network(), tmp_path / name)
 
 

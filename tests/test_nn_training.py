@@ -86,7 +86,7 @@ def test_mse_refuses_an_unknown_reduction():
 def test_sgd_with_momentum_is_its_formula(dtype):
     layer = nn.Dense(2, in_features=3, dtype=dtype)
     expected = {name: p.astype(np.float64) for name, p in layer.parameters().items()}
-    velocity = {name: 0.0 for name in expected}
+    velocity = dict.fromkeys(expected, 0.0)
     sgd = nn.SGD(layer, rate=0.1, momentum=0.9)
     for seed in range(3):
         x = np.random.default_rng(seed).standard_normal((4, 3)).astype(dtype)

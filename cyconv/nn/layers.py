@@ -1,4 +1,4 @@
-"""Layers hold their parameters and what the backward pass needs; the arithmetic is in `cyconv.conv` and `cyconv.pool`."""
+"""Layers: parameters and what the backward pass needs. The arithmetic is in `cyconv.conv` and `cyconv.pool`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Layer:
     """Base of the layers: ``y = layer(x)``, then ``grad_x = layer.backward(grad_y)``.
 
     While `training` is True (the default) a forward pass keeps references to the arrays that backward reads, so they
-    must not be changed in between; backward lets go of them. Set ``layer.training = False`` for inference: nothing is kept.
+    must not be changed in between; backward lets go of them. For inference set ``layer.training = False``: nothing
+    is kept then.
 
     A layer of your own defines ``_forward(x) -> (y, kept)`` and ``_backward(grad_y, kept, wrt_x) -> grad_x``.
     """
@@ -137,7 +138,7 @@ class _Affine(Layer):
             If they do not exist yet because the number of inputs is not known.
         """
         if self.weight is None:
-            raise RuntimeError(f"{self} has no parameters before its first input, unless it is told the number of inputs")
+            raise RuntimeError(f"{self} has no parameters before its first input: the number of inputs is not known")
         return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
 
     def gradients(self) -> dict[str, Array]:
@@ -169,8 +170,8 @@ class _Affine(Layer):
 class Conv2D(_Affine):
     """Convolutional layer: `cyconv.conv2d` with a weight and a bias that are trained.
 
-    The weight is drawn from He's uniform distribution, between -b and b for b = sqrt(6 / (channels of a group * KH * KW))
-    (He et al., 2015, https://arxiv.org/abs/1502.01852), with `numpy.random.default_rng(seed)`; the bias starts at zero.
+    The weight is drawn from He's uniform distribution (He et al., 2015, https://arxiv.org/abs/1502.01852), between -b and
+    b for b = sqrt(6 / (in_channels / groups * KH * KW)), with `numpy.random.default_rng(seed)`; the bias starts at zero.
 
     Parameters
     ----------

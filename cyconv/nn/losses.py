@@ -55,7 +55,7 @@ class SoftmaxCrossEntropy(_Loss):
         """Return the loss of a batch that is not empty."""
         n, classes = _check.array("logits", logits, 2).shape
         if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
-            raise TypeError(f"labels must be an array of integers, got {getattr(labels, 'dtype', type(labels).__name__)}")
+            raise TypeError(f"labels must be an array of integers, got {getattr(labels, 'dtype', type(labels))}")
         if not n or labels.shape != (n,):
             raise ValueError(f"labels must have shape (N,) for N > 0 logits, got {labels.shape} for {logits.shape}")
         if labels.min() < 0 or labels.max() >= classes:
