@@ -286,7 +286,7 @@ cdef void run_tasks(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *scra
             for i in range(p.phase_count):
                 phase = p.phases + i
                 copy_strip(scratch + phase.strip, source, p.channels, source_plane, &p.y, &phase.x, y0, phase.plane,
-                           phase.pitch)
+                           phase.pitch, p.source + p.images * p.groups * p.channels * source_plane)
         for i in range(p.phase_count):
             phase = p.phases + i
             t.step_a = phase.step_a

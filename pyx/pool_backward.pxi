@@ -118,8 +118,10 @@ cdef inline Py_ssize_t left_zeros(const Pool *p) noexcept nogil:
 
 cdef inline Py_ssize_t spread_elements(const Pool *p) noexcept nogil:
     """A line of outputs, its zeros on both sides, and with stride 3 or more the phases of a row of the input."""
-    cdef Py_ssize_t n = left_zeros(p) + max(p.w.out, (p.w.before + p.w.size) // max(p.w.stride, 1)) + 4 * LANES
-    return whole_lines(n) + whole_lines(p.line)
+    cdef Py_ssize_t n = p.w.out
+    if p.phases:
+        n = left_zeros(p) + max(n, (p.w.before + p.w.size) // p.w.stride)
+    return whole_lines(n + 4 * LANES) + whole_lines(p.line)
 
 
 cdef inline Py_ssize_t average_elements(const Pool *p) noexcept nogil:

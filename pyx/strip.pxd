@@ -4,8 +4,7 @@
 # Along one axis, output o of tap i reads source index start[i] + o * step. Taps whose runs overlap share a segment; runs
 # of different residues modulo the step never do. With exact columns every tap along x has a segment of its own, as wide
 # as the output: rows then follow each other without a gap and vectors cross from one to the next.
-from libc.string cimport memset
-from simd cimport real, LANES, load, store, even
+from simd cimport real, LANES, load, store, splat, even
 
 
 cdef enum:
@@ -116,46 +115,64 @@ cdef inline void copy_run(real *to, const real *source, Py_ssize_t n) noexcept n
         store(to + n - LANES, load(source + n - LANES))
 
 
-cdef inline void copy_row(real *to, Py_ssize_t n, const real *row, Py_ssize_t start, Py_ssize_t step,
-                          Py_ssize_t size) noexcept nogil:
-    """to[i] = row[start + i * step] for i < n, zero where that lies outside 0..size."""
-    cdef Py_ssize_t first, last, i
-    first = min(n, ceil_div(-start, step)) if start < 0 else 0
-    last = ceil_div(size - start, step) if start < size else 0
-    last = max(first, min(n, last))
-    for i in range(first):
-        to[i] = 0
+cdef inline void zero_run(real *to, Py_ssize_t n) noexcept nogil:
+    """Zero n elements and up to LANES - 1 more."""
+    cdef Py_ssize_t i = 0
+    while i < n:
+        store(to + i, splat(0))
+        i += LANES
+
+
+cdef inline void copy_row(real *to, Py_ssize_t n, Py_ssize_t first, Py_ssize_t last, const real *source, Py_ssize_t step,
+                          const real *end) noexcept nogil:
+    """to[first + i] = source[i * step] up to `last`, the rest of the n elements zero.
+
+    Up to LANES - 1 elements behind to + n are overwritten; nothing is read from `end` on.
+    """
+    cdef Py_ssize_t i = 0, length = last - first
+    zero_run(to, first)
+    to += first
     if step == 1:
-        copy_run(to + first, row + start + first, last - first)
-    else:
-        i = first
-        if step == 2:
-            while i + LANES <= last and start + 2 * (i + LANES) <= size:
-                store(to + i, even(load(row + start + 2 * i), load(row + start + 2 * i + LANES)))
+        if source + length + LANES <= end:
+            while i < length:
+                store(to + i, load(source + i))
                 i += LANES
-        for i in range(i, last):
-            to[i] = row[start + i * step]
-    for i in range(last, n):
-        to[i] = 0
+        else:
+            copy_run(to, source, length)
+    else:
+        if step == 2:
+            while i < length and source + 2 * (i + LANES) <= end:
+                store(to + i, even(load(source + 2 * i), load(source + 2 * i + LANES)))
+                i += LANES
+        for i in range(i, length):
+            to[i] = source[i * step]
+    zero_run(to + length, n - last)
 
 
 cdef inline void copy_strip(real *strip, const real *source, Py_ssize_t channels, Py_ssize_t source_plane,
-                            const Axis *y, const Axis *x, Py_ssize_t first_output, Py_ssize_t plane,
-                            Py_ssize_t pitch) noexcept nogil:
-    """Copy what the outputs of rows first_output... read of `channels` channels into the strip, padding included."""
-    cdef Py_ssize_t c, i, j, r, row
+                            const Axis *y, const Axis *x, Py_ssize_t first_output, Py_ssize_t plane, Py_ssize_t pitch,
+                            const real *end) noexcept nogil:
+    """Copy what the outputs of rows first_output... read of `channels` channels into the strip, padding included.
+
+    Rows are written in ascending order, so that what one writes past its end is mended by the next; behind the strip lie
+    LANES elements for the last one. `end` is the end of the array that source points into.
+    """
+    cdef Py_ssize_t c, i, j, r, row, start, n, first, last
     cdef real *to
-    cdef const real *source_c
     for c in range(channels):
-        source_c = source + c * source_plane
         for j in range(x.segments):
             to = strip + (c * x.segments + j) * plane
+            start = x.segment_start[j]
+            n = x.segment_length[j]
+            first = min(n, ceil_div(-start, x.step)) if start < 0 else 0
+            last = max(first, min(n, ceil_div(x.size - start, x.step))) if start < x.size else first
+            start += first * x.step
             for i in range(y.segments):
                 row = y.segment_start[i] + first_output * y.step
                 for r in range(y.segment_length[i]):
                     if 0 <= row < y.size:
-                        copy_row(to, x.segment_length[j], source_c + row * x.size, x.segment_start[j], x.step, x.size)
+                        copy_row(to, n, first, last, source + c * source_plane + row * x.size + start, x.step, end)
                     else:
-                        memset(to, 0, x.segment_length[j] * sizeof(real))
+                        zero_run(to, n)
                     row += y.step
                     to += pitch

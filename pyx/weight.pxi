@@ -220,7 +220,7 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, real *sums, real
         y0 = s * p.y.extent // p.strips
         pixels = ((s + 1) * p.y.extent // p.strips - y0) * p.x.extent
         copy_strip(strip, p.source + ((n * p.groups + group) * p.channels + c0) * source_plane, channels, source_plane,
-                   &p.y, &p.x, y0, p.plane, p.pitch)
+                   &p.y, &p.x, y0, p.plane, p.pitch, p.source + p.images * p.groups * p.channels * source_plane)
         grad_out = p.grad_out + (n * p.groups + group) * p.rows * out_plane + y0 * p.x.extent
         t.accumulate = unit > split * units // p.splits
         if p.dot:

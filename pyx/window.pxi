@@ -3,6 +3,10 @@
 # Output o of an axis has the taps k < window at positions o*stride - before + k*dilation. An axis with window 0 is
 # adaptive: output o covers the positions floor(o*size/out) up to ceil((o+1)*size/out).
 
+cdef enum:
+    MAX_PHASES = 64
+
+
 cdef struct Axis:
     Py_ssize_t size
     Py_ssize_t out
@@ -111,9 +115,9 @@ cdef int read_geometry(Pool *p, bytes geometry, Py_ssize_t planes) except -1:
 
 
 cdef void plan_lines(Pool *p) noexcept nogil:
-    """Padded lines, split by stride, unless windows are irregular or there is far more padding than image."""
+    """Padded lines, split by stride, unless windows are irregular, far apart or mostly padding."""
     cdef Py_ssize_t need = max((p.w.out - 1) * p.w.stride + (p.w.window - 1) * p.w.dilation + 1, p.w.before + p.w.size)
-    if p.w.window and need <= 2 * p.w.size + 1024:
+    if p.w.window and p.w.stride <= MAX_PHASES and need <= 2 * p.w.size + 1024:
         p.phases = p.w.stride
         p.pitch = need // p.phases + 1 + 3 * LANES
         p.line = p.phases * p.pitch
