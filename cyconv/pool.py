@@ -1,4 +1,4 @@
-"""Pooling of images: maxima and averages over windows, and their gradients. Arguments are checked here and results allocated."""
+"""Pooling: maxima and averages over windows, and their gradients. Arguments are checked here and results allocated."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ _NO_AXIS = (1, 1, 1, 1, 0, 0, 1)  # what the kernels see of the axes that 1-D an
 
 
 @lru_cache(maxsize=256, typed=True)
-def _plan(
-    size: Ints, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
-) -> tuple[Ints, bytes]:
-    """Return the output's spatial shape and the geometry for the kernels: size, out, window, ... of the axes d, h, w."""
+def _plan(size: Ints, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> tuple[Ints, bytes]:
+    """Return the output's spatial shape and the geometry for the kernels: size, out, window, ... of d, h, w."""
     n = len(size)
     kernel = _check.ints("kernel_size", kernel, n, 1)
     stride = kernel if stride is None else _check.ints("stride", stride, n, 1)
@@ -35,14 +33,14 @@ def _plan(
     out = _check.output_size(size, kernel, stride, pads, dilation, ceil_mode)
     axes = [*_NO_AXIS] * (3 - n)
     for m, o, k, s, (before, after), d in zip(size, out, kernel, stride, pads, dilation, strict=True):
-        axes += [m, o, k, s, before, after, d]
+        axes += [m, o, k, s if o > 1 else 1, before, after, d]
     return out, struct.pack("21n", *axes)
 
 
 def _windows(
     n: int, shape: Ints, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
 ) -> tuple[Ints, bytes]:
-    """Return shape of the output and geometry. What the cache cannot tell apart, such as (2, 2) and (2.0, 2), is checked first."""
+    """Return the output's shape and the geometry. What the cache cannot tell apart, 2 and 2.0 in tuples, is checked."""
     if type(kernel) is not int:
         kernel = _check.ints("kernel_size", kernel, n, 1)
     if stride is not None and type(stride) is not int:
@@ -139,13 +137,13 @@ def _avg_backward(
 
 @overload
 def max_pool2d(
-    x: Array, kernel_size: IntLike, *, stride: IntLike | None = ..., padding: PaddingLike = ..., dilation: IntLike = ...,
-    ceil_mode: bool = ..., return_indices: Literal[False] = ..., out: Array | None = ...,
+    x: Array, kernel_size: IntLike, *, stride: IntLike | None = ..., padding: PaddingLike = ...,
+    dilation: IntLike = ..., ceil_mode: bool = ..., return_indices: Literal[False] = ..., out: Array | None = ...,
 ) -> Array: ...  # fmt: skip
 @overload
 def max_pool2d(
-    x: Array, kernel_size: IntLike, *, stride: IntLike | None = ..., padding: PaddingLike = ..., dilation: IntLike = ...,
-    ceil_mode: bool = ..., return_indices: Literal[True], out: Array | None = ...,
+    x: Array, kernel_size: IntLike, *, stride: IntLike | None = ..., padding: PaddingLike = ...,
+    dilation: IntLike = ..., ceil_mode: bool = ..., return_indices: Literal[True], out: Array | None = ...,
 ) -> tuple[Array, Indices]: ...  # fmt: skip
 def max_pool2d(
     x: Array,
