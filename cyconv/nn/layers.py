@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _check
-from ..conv import conv2d, conv2d_backward
+from ..conv import ConvGradients, conv2d, conv2d_backward
 from ..pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class _Affine(Layer):
 
     def __init__(
         self,
-        shape: tuple[int | None, ...],
+        shape: tuple[Any, ...],  # (outputs, inputs or None, *window)
         bias: bool,
         activation: str | None,
         dtype: npt.DTypeLike | None,
@@ -163,6 +163,11 @@ class _Affine(Layer):
     def _wrt(self, wrt_x: bool) -> tuple[str, ...]:
         return ("x",) * wrt_x + ("weight",) + ("bias",) * self._has_bias
 
+    def _take(self, gradients: ConvGradients) -> Array | None:
+        """Keep those of the parameters, in their shapes, and return that of x."""
+        self._gradients = {name: getattr(gradients, name).reshape(p.shape) for name, p in self.parameters().items()}
+        return gradients.x
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._shape[0]})"
 
@@ -170,8 +175,9 @@ class _Affine(Layer):
 class Conv2D(_Affine):
     """Convolutional layer: `cyconv.conv2d` with a weight and a bias that are trained.
 
-    The weight is drawn from He's uniform distribution (He et al., 2015, https://arxiv.org/abs/1502.01852), between -b and
-    b for b = sqrt(6 / (in_channels / groups * KH * KW)), with `numpy.random.default_rng(seed)`; the bias starts at zero.
+    The weight is drawn from He's uniform distribution (He et al., 2015, https://arxiv.org/abs/1502.01852), between -b
+    and b for b = sqrt(6 / (in_channels / groups * KH * KW)), with `numpy.random.default_rng(seed)`; the bias starts
+    at zero.
 
     Parameters
     ----------
@@ -245,15 +251,14 @@ class Conv2D(_Affine):
         if self._incomplete:
             _check.spatial("x", x, 2)
             self._create(self._per_group(x.shape[-3]), x.dtype)
-        y = conv2d(x, self.weight, self.bias, activation=self.activation, **self.options)
+        y = conv2d(x, self.parameters()["weight"], self.bias, activation=self.activation, **self.options)
         return y, self._keep(x, y)
 
     def _backward(self, grad_y: Array, kept: Any, wrt_x: bool) -> Array | None:
         x, y = kept
         grad_y = grad_y if y is None else _relu_backward(grad_y, y)
-        g = conv2d_backward(grad_y, x, self.weight, wrt=self._wrt(wrt_x), **self.options)
-        self._gradients = {"weight": g.weight} | ({"bias": g.bias} if self._has_bias else {})
-        return g.x
+        weight = self.parameters()["weight"]
+        return self._take(conv2d_backward(grad_y, x, weight, wrt=self._wrt(wrt_x), **self.options))
 
     def __repr__(self) -> str:
         return f"Conv2D({self._shape[0]}, {self._shape[2:]})"
@@ -297,16 +302,16 @@ class Dense(_Affine):
         _check.array("x", x, 2)
         if self._incomplete:
             self._create(_check.integer("features of x", x.shape[1], 1), x.dtype)
-        y = _as_rows(conv2d(_as_pixels(x), self.weight[:, :, None, None], self.bias, activation=self.activation))
+        weight = self.parameters()["weight"][:, :, None, None]
+        y = _as_rows(conv2d(_as_pixels(x), weight, self.bias, activation=self.activation))
         return y, self._keep(x, y)
 
     def _backward(self, grad_y: Array, kept: Any, wrt_x: bool) -> Array | None:
         x, y = kept
         grad_y = grad_y if y is None else _relu_backward(grad_y, y)
-        weight = self.weight[:, :, None, None]
-        g = conv2d_backward(_as_pixels(grad_y), _as_pixels(x), weight, wrt=self._wrt(wrt_x))
-        self._gradients = {"weight": g.weight[:, :, 0, 0]} | ({"bias": g.bias} if self._has_bias else {})
-        return _as_rows(g.x) if wrt_x else None
+        weight = self.parameters()["weight"][:, :, None, None]
+        grad_x = self._take(conv2d_backward(_as_pixels(grad_y), _as_pixels(x), weight, wrt=self._wrt(wrt_x)))
+        return None if grad_x is None else _as_rows(grad_x)
 
 
 def _as_pixels(x: Array) -> Array:
@@ -473,7 +478,7 @@ class Sequential(Layer):
         self.layers = layers
 
     @property
-    def training(self) -> bool:  # type: ignore[override]
+    def training(self) -> bool:
         """Whether all layers keep what backward needs."""
         return all(layer.training for layer in self.layers)
 

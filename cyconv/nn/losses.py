@@ -67,7 +67,7 @@ class SoftmaxCrossEntropy(_Loss):
         self._kept = softmax, labels
         return float(np.mean(np.log(total[:, 0]) - shifted[np.arange(n), labels]))
 
-    def _backward(self, softmax: Array, labels: npt.NDArray[np.integer[Any]]) -> Array:  # type: ignore[override]
+    def _backward(self, softmax: Array, labels: npt.NDArray[np.integer[Any]]) -> Array:
         # In the forward pass this was loss = mean(log(sum(exp(logits))) - logits[label]).
         softmax[np.arange(len(labels)), labels] -= 1
         softmax /= len(labels)
@@ -98,5 +98,5 @@ class MSE(_Loss):
         self._kept = (difference,)
         return float(getattr(np, self.reduction)(difference * difference))
 
-    def _backward(self, difference: Array) -> Array:  # type: ignore[override]
+    def _backward(self, difference: Array) -> Array:
         return difference * (2 / (difference.size if self.reduction == "mean" else 1))
