@@ -27,11 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument(
         "--data",
         metavar="FILE.npz",
-        help="arrays 'images', numbers (N, H, W) or (N, C, H, W), and 'labels', N integers (default: the shipped digits)",
+        help="arrays 'images', numbers (N, H, W) or (N, C, H, W), and 'labels', N integers (default: shipped digits)",
     )
-    demo.add_argument(
-        "--plot", metavar="FILE.png", help="draw loss, accuracy, filters, feature maps (needs matplotlib)"
-    )
+    demo.add_argument("--plot", metavar="FILE.png", help="draw loss, accuracy, filters, maps (needs matplotlib)")
     demo.add_argument("--epochs", type=positive, default=30, help="passes over the images (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.command is None:

@@ -165,7 +165,7 @@ def learn_kernel(epochs: int = 10) -> tuple[list[float], Floats]:
         losses.append(loss(layer(image), edges))
         layer.backward(loss.backward())
         sgd.step()
-    return losses, layer.parameters()["weight"].ravel()
+    return losses, layer.parameters()["weight"].ravel().astype(np.float32)
 
 
 def draw(figure: Any, history: list[tuple[float, float]], filters: Floats, image: Floats, maps: Floats) -> None:
