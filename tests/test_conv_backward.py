@@ -54,6 +54,8 @@ def test_typical_layers(rng, dtype, x, weight, parameters):
 @example(case=((1, 1, 1, 1), (1, 1, 1, 1), {}, 0))
 @example(case=((1, 1, 1, 1), (1, 1, 2, 2), {"padding": ((5, 0), (0, 9)), "stride": 4}, 0))
 @example(case=((3, 4, 5, 6), (6, 2, 3, 2), {"groups": 2, "padding": "same_lower", "stride": (3, 2), "dilation": 2}, 0))
+@example(case=((1, 1, 3, 8), (1, 1, 1, 1), {"stride": (2, 1)}, 0))  # rows between those that have taps
+@example(case=((1, 1, 16, 20), (1, 1, 1, 1), {"stride": (4, 1)}, 0))
 def test_any_parameters(dtype, case):
     x, weight, parameters, seed = case
     grad_out, x, weight = layer(np.random.default_rng(seed), dtype, x, weight, **parameters)
@@ -125,10 +127,11 @@ def test_images_without_a_batch_axis(rng, dtype):
     assert_bits(one.bias, batch.bias)
 
 
-def test_long_sums_stay_accurate(rng):
+@pytest.mark.parametrize("F", [1, 20])
+def test_long_sums_stay_accurate(F):
     """Gradients of weight and bias sum over many pixels of one sign: the error may not grow with their number."""
-    x, grad_out = np.ones((4, 1, 300, 300), "float32"), np.full((4, 1, 298, 298), 0.1, "float32")
-    grad = cyconv.conv2d_backward(grad_out, x, np.ones((1, 1, 3, 3), "float32"))
-    expected = grad_out.astype("float64").sum()
-    assert_close(grad.bias, np.array([expected]), expected, c=256)
-    assert_close(grad.weight, np.full((1, 1, 3, 3), expected), expected, c=256)
+    x, grad_out = np.ones((2, 1, 300, 300), "float32"), np.full((2, F, 298, 298), 0.1, "float32")
+    grad = cyconv.conv2d_backward(grad_out, x, np.ones((F, 1, 3, 3), "float32"), wrt=("weight", "bias"))
+    expected = grad_out[:, 0].astype("float64").sum()
+    assert_close(grad.bias, np.full(F, expected), expected, c=256)
+    assert_close(grad.weight, np.full((F, 1, 3, 3), expected), expected, c=256)
