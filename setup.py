@@ -25,7 +25,13 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 # No -march=native: the wheel travels. No -ffast-math: NaN, inf and the order of summation are part of the interface.
 FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
 FLAGS += ["-g", "-UNDEBUG"] if DEBUG else ["-g0"]
-OPTIONAL_FLAGS = ["-mtune=generic", "-mprefer-vector-width=512", "-Wno-unused-function"]
+# Loops that copy or clear a few vectors stay loops: calls of memcpy and memset would cost more.
+OPTIONAL_FLAGS = [
+    "-mtune=generic",
+    "-mprefer-vector-width=512",
+    "-fno-tree-loop-distribute-patterns",
+    "-Wno-unused-function",
+]
 LINK_FLAGS = [] if DEBUG else ["-Wl,-s"]
 OPENMP_FLAGS = ["-fopenmp"]
 MACROS = [

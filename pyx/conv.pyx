@@ -9,22 +9,20 @@ cyconv/_reference.py the plain version.
 from cython.parallel cimport prange
 
 from libc.string cimport memset
-from simd cimport real, vec, LANES, MR, load, store, splat, vrelu, lane_sum, zip_low, zip_high
+from simd cimport real, vec, LANES, MR, load, store, splat, lane_sum, zip_low, zip_high
 from scratch cimport take, address
 from strip cimport Axis, plan_segments, segment_base, total_length, longest_segment, copy_strip, copy_run, padded_plane, \
     plan_runs, ceil_div, STRIP_BYTES
 from dot cimport Dot, dot_taps, DOT_TAPS
-from tile cimport Tile, Column, tile_rows, column_taps, most_vectors, MAX_VECTORS, COLUMN_ROWS, COLUMN_TAPS
+from tile cimport Tile, Column, tile_rows, column_taps, most_vectors, MAX_VECTORS, COLUMN_TAPS
 
 
 cdef void run_tile(int rows, int vectors, const Tile *t) noexcept nogil:
     tile_rows(rows, vectors, t)
 
 
-cdef void run_column(int rows, int taps, const Column *t, vec *memory) noexcept nogil:
-    if rows == 1: column_taps(1, taps, t, memory)
-    elif rows == 4: column_taps(4, taps, t, memory)
-    elif rows == COLUMN_ROWS: column_taps(COLUMN_ROWS, taps, t, memory)
+cdef void run_column(int taps, const Column *t) noexcept nogil:
+    column_taps(taps, t)
 
 
 include "correlate.pxi"

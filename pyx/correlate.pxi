@@ -183,49 +183,30 @@ cdef void run_block(const Pass *p, const Phase *phase, Tile *t, real *out, Py_ss
 
 cdef void run_column_block(const Pass *p, const Phase *phase, const Tile *t, real *out, Py_ssize_t out_row,
                            Py_ssize_t out_y, Py_ssize_t rows, Py_ssize_t strip_rows) noexcept nogil:
-    """The same with the column tile."""
+    """The same with the column tile, for one number of taps after the other."""
     cdef Column column
-    cdef vec memory[COLUMN_ROWS]
-    cdef real *to
-    cdef Py_ssize_t extent = phase.x.extent
-    cdef Py_ssize_t m, y, x, i, taps, height, done, lanes = min(extent, <Py_ssize_t>LANES)
+    cdef Py_ssize_t m, taps, done
+    column.b = t.b
     column.a_row = p.a_row
     column.pitch = phase.pitch
+    column.height = strip_rows
+    column.width = phase.x.extent
+    column.out_y = out_y
     for m in range(rows):
         column.a = t.a + m * p.row_step
-        y = 0
-        while y < strip_rows:
-            height = COLUMN_ROWS if strip_rows >= COLUMN_ROWS else 4 if strip_rows >= 4 else 1
-            y = min(y, strip_rows - height)
-            x = 0
-            while x < extent:
-                x = max(0, min(x, extent - LANES))
-                column.b = t.b + y * phase.pitch + x
-                for i in range(height):
-                    memory[i] = splat(t.bias[m] if t.bias != NULL else 0)
-                done = 0
-                for taps in range(COLUMN_TAPS, 0, -1):
-                    column.steps = p.column_steps[taps] * p.channels * phase.x.taps
-                    if column.steps:
-                        column.step_a = phase.step_a + done
-                        column.step_b = phase.step_b + done
-                        run_column(<int>height, <int>taps, &column, memory)
-                        done += column.steps
-                to = out + m * out_row + y * out_y + x
-                for i in range(height):
-                    store_part(to + i * out_y, vrelu(memory[i]) if t.relu else memory[i], lanes)
-                x += LANES
-            y += height
-
-
-cdef inline void store_part(real *to, vec v, Py_ssize_t lanes) noexcept nogil:
-    """Store the first lanes of v."""
-    cdef real buffer[LANES]
-    if lanes == LANES:
-        store(to, v)
-    else:
-        store(buffer, v)
-        copy_run(to, buffer, lanes)
+        column.out = out + m * out_row
+        column.start = t.bias[m] if t.bias != NULL else 0
+        column.accumulate = False
+        done = 0
+        for taps in range(COLUMN_TAPS, 0, -1):
+            column.steps = p.column_steps[taps] * p.channels * phase.x.taps
+            if column.steps or taps == 1 and not column.accumulate:
+                column.step_a = phase.step_a + done
+                column.step_b = phase.step_b + done
+                done += column.steps
+                column.relu = t.relu and done == phase.steps
+                run_column(<int>taps, &column)
+                column.accumulate = True
 
 
 cdef void interleave(const Pass *p, real *out, const real *results, Py_ssize_t rows, Py_ssize_t strip_rows) noexcept nogil:

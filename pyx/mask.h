@@ -78,16 +78,10 @@ static inline __m256i first_lanes(int n) {
     return _mm256_loadu_si256((const __m256i *)(ones_zeros + 8 - n * (REAL_BYTES / 4)));
 }
 static inline vec load_first_or_zero(const real *p, int n) { return MM(maskload_)(p, first_lanes(n)); }
+static inline void store_first(real *p, vec v, int n) { MM(maskstore_)(p, first_lanes(n), v); }
 #else
 static inline vec load_first_or_zero(const real *p, int n) {
     real lanes[LANES] = {0};
-    for (int i = 0; i < n; i++) lanes[i] = p[i];
-    return load(lanes);
-}
-#endif
-static inline vec load_first(const real *p, int n, vec rest) {
-    real lanes[LANES];
-    store(lanes, rest);
     for (int i = 0; i < n; i++) lanes[i] = p[i];
     return load(lanes);
 }
@@ -95,6 +89,13 @@ static inline void store_first(real *p, vec v, int n) {
     real lanes[LANES];
     store(lanes, v);
     for (int i = 0; i < n; i++) p[i] = lanes[i];
+}
+#endif
+static inline vec load_first(const real *p, int n, vec rest) {
+    real lanes[LANES];
+    store(lanes, rest);
+    for (int i = 0; i < n; i++) lanes[i] = p[i];
+    return load(lanes);
 }
 #endif
 

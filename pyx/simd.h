@@ -29,7 +29,7 @@ enum { REGISTERS = 16, MR = 6 };
 
 static inline vec load(const real *p) { return *(const vec *)p; }
 static inline void store(real *p, vec v) { *(vec *)p = v; }
-static inline vec splat(real s) { return (vec){0} + s; }
+static inline vec splat(real s) { return s - (vec){0}; } /* s + 0 would turn -0 into 0, so it is not folded away */
 /* max(v, 0) that keeps NaN; the comparison gives a vector of integers, all ones where true. */
 static inline vec vrelu(vec v) { return (vec)((__typeof__(v < v))v & ~(v < 0)); }
 

@@ -1,6 +1,7 @@
 # The two register tiles. `rows`, `vectors` and `taps` are constants at every call, so the compiler unrolls the loops over
 # them and the accumulators never leave the registers.
 from simd cimport real, vec, LANES, MR, REGISTERS, load, store, splat, vrelu
+from mask cimport load_first_or_zero, store_first
 
 cdef enum:
     MAX_VECTORS = 8
@@ -95,9 +96,7 @@ cdef inline void tile_rows(int rows, int vectors, const Tile *t) noexcept nogil:
 # The tile of a single output channel, where a broadcast would serve one row only: the rows are output rows instead, and
 # a step is a column of `taps` taps one source row apart, so that each loaded vector serves up to `taps` of them.
 #
-#     acc[i] += a[step_a[k] + t * a_row] * b[step_b[k] + (i + t) * pitch]      i < rows, t < taps, k < steps
-#
-# `acc` lies in memory between calls with different numbers of taps.
+#     out[y, x] += a[step_a[k] + t * a_row] * b[step_b[k] + (y + t) * pitch + x]      y < height, x < width, t < taps, k < steps
 cdef struct Column:
     const real *a
     const real *b
@@ -106,19 +105,29 @@ cdef struct Column:
     Py_ssize_t steps
     Py_ssize_t a_row
     Py_ssize_t pitch
+    Py_ssize_t height, width
+    real start                  # what the sum starts from, if it does not
+    bint accumulate             # start from what `out` holds
+    bint relu
+    real *out
+    Py_ssize_t out_y
 
 
-cdef inline void column(const int rows, const int taps, const Column *t, vec *memory) noexcept nogil:
+cdef inline void column(const int rows, const int taps, const Column *t, Py_ssize_t y, Py_ssize_t x) noexcept nogil:
+    """`rows` rows of one vector; only lanes within the width are read from out and written."""
     cdef vec acc[COLUMN_ROWS]
     cdef vec scalar[COLUMN_TAPS]
     cdef vec vector[COLUMN_ROWS + COLUMN_TAPS]
+    cdef const real *b = t.b + y * t.pitch + x
     cdef const real *b_k
+    cdef real *out = t.out + y * t.out_y + x
+    cdef int lanes = <int>min(t.width - x, <Py_ssize_t>LANES)
     cdef Py_ssize_t k
     cdef int i, j
     for i in range(rows):
-        acc[i] = memory[i]
+        acc[i] = load_first_or_zero(out + i * t.out_y, lanes) if t.accumulate else splat(t.start)
     for k in range(t.steps):
-        b_k = t.b + t.step_b[k]
+        b_k = b + t.step_b[k]
         for j in range(taps):
             scalar[j] = splat(t.a[t.step_a[k] + j * t.a_row])
         for j in range(taps - 1):
@@ -128,14 +137,37 @@ cdef inline void column(const int rows, const int taps, const Column *t, vec *me
             for j in range(taps):
                 acc[i] = acc[i] + scalar[j] * vector[i + j]
     for i in range(rows):
-        memory[i] = acc[i]
+        if t.relu:
+            acc[i] = vrelu(acc[i])
+        if lanes == LANES:
+            store(out + i * t.out_y, acc[i])
+        else:
+            store_first(out + i * t.out_y, acc[i], lanes)
 
 
-cdef inline void column_taps(const int rows, int taps, const Column *t, vec *memory) noexcept nogil:
-    if taps == 1: column(rows, 1, t, memory)
-    elif taps == 2: column(rows, 2, t, memory)
-    elif taps == 3: column(rows, 3, t, memory)
-    elif taps == 4: column(rows, 4, t, memory)
-    elif taps == 5: column(rows, 5, t, memory)
-    elif taps == 6: column(rows, 6, t, memory)
-    elif taps == 7: column(rows, 7, t, memory)
+cdef inline void columns(const int rows, const int taps, const Column *t, Py_ssize_t *y) noexcept nogil:
+    """Whole blocks of `rows` rows from y on; y becomes the first row that is left."""
+    cdef Py_ssize_t x
+    while y[0] + rows <= t.height:
+        x = 0
+        while x < t.width:
+            column(rows, taps, t, y[0], x)
+            x += LANES
+        y[0] += rows
+
+
+cdef inline void all_columns(const int taps, const Column *t) noexcept nogil:
+    cdef Py_ssize_t y = 0
+    columns(COLUMN_ROWS, taps, t, &y)
+    columns(4, taps, t, &y)
+    columns(1, taps, t, &y)
+
+
+cdef inline void column_taps(int taps, const Column *t) noexcept nogil:
+    if taps == 1: all_columns(1, t)
+    elif taps == 2: all_columns(2, t)
+    elif taps == 3: all_columns(3, t)
+    elif taps == 4: all_columns(4, t)
+    elif taps == 5: all_columns(5, t)
+    elif taps == 6: all_columns(6, t)
+    elif taps == 7: all_columns(7, t)
