@@ -97,9 +97,9 @@ cdef bint nan_in_corners(const Pass *p) noexcept nogil:
     The strip's zeros stand for taps that are not there, and a weight that is inf or NaN makes NaN of them. A tap that is
     ever in the padding is there in one of these two pixels, so finite corners say that no weight did so anywhere.
     """
-    cdef Py_ssize_t m, i, last
+    cdef Py_ssize_t _m, i, last
     cdef const real *out = p.out
-    for m in range(p.groups * p.rows):
+    for _m in range(p.groups * p.rows):
         for i in range(p.phase_count):
             last = (p.y.extent - 1) * p.out_y + (p.phases[i].x.extent - 1) * p.phase_count + i
             if out[i] != out[i] or out[last] != out[last]:

@@ -157,7 +157,7 @@ cdef inline void copy_strip(real *strip, const real *source, Py_ssize_t channels
     Rows are written in ascending order, so that what one writes past its end is mended by the next; behind the strip lie
     LANES elements for the last one. `end` is the end of the array that source points into.
     """
-    cdef Py_ssize_t c, i, j, r, row, start, n, first, last
+    cdef Py_ssize_t c, i, j, _r, row, start, n, first, last
     cdef real *to
     for c in range(channels):
         for j in range(x.segments):
@@ -169,7 +169,7 @@ cdef inline void copy_strip(real *strip, const real *source, Py_ssize_t channels
             start += first * x.step
             for i in range(y.segments):
                 row = y.segment_start[i] + first_output * y.step
-                for r in range(y.segment_length[i]):
+                for _r in range(y.segment_length[i]):
                     if 0 <= row < y.size:
                         copy_row(to, n, first, last, source + c * source_plane + row * x.size + start, x.step, end)
                     else:

@@ -137,7 +137,7 @@ cdef inline void transpose_square(real *to, Py_ssize_t to_row, const real *sourc
 
 
 cdef void transpose(real *to, Py_ssize_t to_row, const real *source, Py_ssize_t row, Py_ssize_t rows,
-                           Py_ssize_t columns) noexcept nogil:
+                    Py_ssize_t columns) noexcept nogil:
     """to[j][i] = source[i][j] for i < rows, j < columns."""
     cdef Py_ssize_t i = 0, j, k
     while i + LANES <= rows:
@@ -169,7 +169,7 @@ cdef void fill_panels(const WeightPass *p, real *panels, const real *grad_out, P
 
 
 cdef void add_unit(const WeightPass *p, Tile *t, real *sums, const real *strip, const real *panels,
-                          Py_ssize_t channels, Py_ssize_t pixels) noexcept nogil:
+                   Py_ssize_t channels, Py_ssize_t pixels) noexcept nogil:
     """Add one unit's products to the sums of `channels` input channels."""
     cdef Py_ssize_t per_channel = p.y.taps * p.x.taps
     cdef Py_ssize_t taps = channels * per_channel

@@ -34,6 +34,9 @@ def convolutions(draw, largest=20):
     for k, d, pad in zip(kernel, dilation, added, strict=True):
         smallest = max(d * (k - 1) + 1 - sum(pad), 1)
         size.append(smallest + draw(st.integers(0, largest)))
-    return (draw(st.integers(1, 3)), groups * per_group, *size), (F, per_group, *kernel), parameters, draw(
-        st.integers(0, 2**32 - 1)
+    return (
+        (draw(st.integers(1, 3)), groups * per_group, *size),
+        (F, per_group, *kernel),
+        parameters,
+        draw(st.integers(0, 2**32 - 1)),
     )

@@ -71,9 +71,7 @@ def test_gradients_are_adjoint_to_the_forward_pass(dtype, case):
     def gradients(grad_out):
         return cyconv.conv2d_backward(grad_out, x, weight, **parameters)
 
-    assert_adjoint(
-        lambda x: cyconv.conv2d(x, weight, **parameters), lambda g: gradients(g).x, x, grad_out, magnitude
-    )
+    assert_adjoint(lambda x: cyconv.conv2d(x, weight, **parameters), lambda g: gradients(g).x, x, grad_out, magnitude)
     assert_adjoint(
         lambda w: cyconv.conv2d(x, w, **parameters), lambda g: gradients(g).weight, weight, grad_out, magnitude
     )

@@ -31,9 +31,7 @@ def test_sizes_around_the_lanes(rng, dtype, size):
 
 @pytest.mark.parametrize(("x", "weight", "parameters"), LAYERS)
 def test_typical_layers(rng, dtype, x, weight, parameters):
-    check_forward(
-        random(rng, x, dtype), random(rng, weight, dtype), random(rng, weight[0], dtype), c=8, **parameters
-    )
+    check_forward(random(rng, x, dtype), random(rng, weight, dtype), random(rng, weight[0], dtype), c=8, **parameters)
 
 
 @given(case=convolutions())
