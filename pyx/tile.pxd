@@ -37,13 +37,18 @@ cdef inline void tile(const int rows, const int vectors, const Tile *t) noexcept
     cdef vec vector[MAX_VECTORS]
     cdef const real *a_k
     cdef const real *b_k
-    cdef real *out_i
+    cdef real *out = t.out      # read once: stores might alias t
+    cdef Py_ssize_t out_row = t.out_row
+    cdef Py_ssize_t out_pixel[MAX_VECTORS]
+    cdef bint relu = t.relu
     cdef Py_ssize_t k
     cdef int i, j
+    for j in range(vectors):
+        out_pixel[j] = t.out_pixel[j]
     for i in range(rows):
         for j in range(vectors):
             if t.accumulate:
-                acc[i][j] = load(t.out + i * t.out_row + t.out_pixel[j])
+                acc[i][j] = load(out + i * out_row + out_pixel[j])
             else:
                 acc[i][j] = splat(t.bias[i] if t.bias != NULL else 0)
     for k in range(t.steps):
@@ -56,9 +61,8 @@ cdef inline void tile(const int rows, const int vectors, const Tile *t) noexcept
             for j in range(vectors):
                 acc[i][j] = acc[i][j] + scalar * vector[j]
     for i in range(rows):
-        out_i = t.out + i * t.out_row
         for j in range(vectors):
-            store(out_i + t.out_pixel[j], vrelu(acc[i][j]) if t.relu else acc[i][j])
+            store(out + i * out_row + out_pixel[j], vrelu(acc[i][j]) if relu else acc[i][j])
 
 
 # The fewer rows, the more vectors: at least 8 accumulators hide the latency of the FMA, and a broadcast serves all of
@@ -120,29 +124,31 @@ cdef inline void column(const int rows, const int taps, const Column *t, Py_ssiz
     cdef vec vector[COLUMN_ROWS + COLUMN_TAPS]
     cdef const real *b = t.b + y * t.pitch + x
     cdef const real *b_k
-    cdef real *out = t.out + y * t.out_y + x
+    cdef Py_ssize_t pitch = t.pitch, out_y = t.out_y    # read once: stores might alias t
+    cdef bint relu = t.relu
+    cdef real *out = t.out + y * out_y + x
     cdef int lanes = <int>min(t.width - x, <Py_ssize_t>LANES)
     cdef Py_ssize_t k
     cdef int i, j
     for i in range(rows):
-        acc[i] = load_first_or_zero(out + i * t.out_y, lanes) if t.accumulate else splat(t.start)
+        acc[i] = load_first_or_zero(out + i * out_y, lanes) if t.accumulate else splat(t.start)
     for k in range(t.steps):
         b_k = b + t.step_b[k]
         for j in range(taps):
             scalar[j] = splat(t.a[t.step_a[k] + j * t.a_row])
         for j in range(taps - 1):
-            vector[j] = load(b_k + j * t.pitch)
+            vector[j] = load(b_k + j * pitch)
         for i in range(rows):
-            vector[i + taps - 1] = load(b_k + (i + taps - 1) * t.pitch)
+            vector[i + taps - 1] = load(b_k + (i + taps - 1) * pitch)
             for j in range(taps):
                 acc[i] = acc[i] + scalar[j] * vector[i + j]
     for i in range(rows):
-        if t.relu:
+        if relu:
             acc[i] = vrelu(acc[i])
         if lanes == LANES:
-            store(out + i * t.out_y, acc[i])
+            store(out + i * out_y, acc[i])
         else:
-            store_first(out + i * t.out_y, acc[i], lanes)
+            store_first(out + i * out_y, acc[i], lanes)
 
 
 cdef inline void columns(const int rows, const int taps, const Column *t, Py_ssize_t *y) noexcept nogil:
