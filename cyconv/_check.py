@@ -8,6 +8,7 @@ of n pairs (before, after).
 from __future__ import annotations
 
 import operator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -124,7 +125,8 @@ def padding(value: Any, size: Ints, kernel: Ints, stride: Ints, dilation: Ints) 
         if len(value) != n:
             raise ValueError(f"padding must have one entry for each of {n} axes, got {value!r}")
         return tuple([_pair(v) for v in value])
-    return (_pair(value),) * n
+    both = integer("padding", value, 0)
+    return ((both, both),) * n
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -132,6 +134,7 @@ def _pair(value: Any) -> tuple[int, int]:
     return before, after
 
 
+@lru_cache(maxsize=1024)
 def output_size(
     size: Ints, kernel: Ints, stride: Ints, padding: Pairs, dilation: Ints, ceil_mode: bool = False
 ) -> Ints:
