@@ -130,3 +130,33 @@ def test_scratch_memory_is_kept_and_released(rng):
 
 def test_kernels_of_both_dtypes_are_told_apart():
     assert _dispatch.kernels("conv", np.dtype("f")) is not _dispatch.kernels("conv", np.dtype("d"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs the size of the process")
+def test_scratch_that_cannot_be_allocated_is_a_memory_error():
+    code = """
+import resource
+import numpy as np
+import cyconv
+x, weight = np.ones((1, 64, 200, 200), "f"), np.ones((64, 64, 3, 3), "f")
+expected = cyconv.conv2d(x, weight)
+grad = cyconv.conv2d_backward(expected, x, weight, wrt=("weight",))
+out = np.empty_like(expected)
+cyconv.release_scratch()
+limits = resource.getrlimit(resource.RLIMIT_AS)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size, limits[1]))
+for function in (
+    lambda: cyconv.conv2d(x, weight, out=out),
+    lambda: cyconv.conv2d_backward(expected, x, weight, wrt=("weight",)),
+    lambda: cyconv.conv2d(x, weight),
+):
+    try:
+        function()
+    except MemoryError:
+        print("MemoryError")
+resource.setrlimit(resource.RLIMIT_AS, limits)
+print((cyconv.conv2d(x, weight, out=out) == expected).all())
+print((cyconv.conv2d_backward(expected, x, weight).weight == grad.weight).all())
+"""
+    assert run_python(code).split() == ["MemoryError"] * 3 + ["True"] * 2
