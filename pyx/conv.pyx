@@ -9,7 +9,7 @@ cyconv/_reference.py the plain version.
 from cython.parallel cimport prange
 
 from libc.string cimport memset
-from simd cimport real, vec, LANES, MR, load, store, splat, lane_sum, zip_low, zip_high
+from simd cimport REGISTERS, real, vec, LANES, MR, load, store, splat, lane_sum, zip_low, zip_high
 from scratch cimport take, address
 from strip cimport Axis, plan_segments, segment_base, total_length, longest_segment, copy_strip, copy_run, padded_plane, \
     plan_runs, ceil_div, STRIP_BYTES
@@ -345,3 +345,23 @@ def grad_bias(const real[:, :, :, ::1] grad_out, real[::1] grad_bias, int thread
         else:
             for f in prange(grad_bias.shape[0], num_threads=parts, schedule="static"):
                 grad_bias[f] = channel_sum(grad_out, f)
+
+
+def fma_peak(Py_ssize_t steps):
+    """Only multiply-adds in registers; returns the number of floating-point operations. Benchmarks time it: the peak."""
+    cdef int rows = 6 if REGISTERS == 32 else 5, columns = 4 if REGISTERS == 32 else 2, i, j
+    cdef vec acc[6][4]
+    cdef vec a = splat(<real>0.5), b = splat(1)
+    cdef Py_ssize_t k
+    with nogil:
+        for i in range(rows):
+            for j in range(columns):
+                acc[i][j] = splat(<real>(3 + i * columns + j))  # all different, and not 2 = 2 * a + b: nothing to save
+        for k in range(steps):
+            for i in range(rows):
+                for j in range(columns):
+                    acc[i][j] = acc[i][j] * a + b
+        for i in range(rows):
+            for j in range(columns):
+                b = b + acc[i][j]
+    return 2.0 * steps * rows * columns * LANES + 0 * lane_sum(b)  # the sum is used, so it must be computed
