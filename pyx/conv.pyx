@@ -352,12 +352,12 @@ def fma_peak(Py_ssize_t steps):
     cdef int rows = 6 if REGISTERS == 32 else 5, columns = 4 if REGISTERS == 32 else 2, i, j
     cdef vec acc[6][4]
     cdef vec a = splat(<real>0.5), b = splat(1)
-    cdef Py_ssize_t k
+    cdef Py_ssize_t _step
     with nogil:
         for i in range(rows):
             for j in range(columns):
                 acc[i][j] = splat(<real>(3 + i * columns + j))  # all different, and not 2 = 2 * a + b: nothing to save
-        for k in range(steps):
+        for _step in range(steps):
             for i in range(rows):
                 for j in range(columns):
                     acc[i][j] = acc[i][j] * a + b
