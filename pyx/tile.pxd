@@ -24,7 +24,7 @@ cdef struct Tile:
     Py_ssize_t row[MR]
     Py_ssize_t pixel[MAX_VECTORS]
     const real *bias            # one scalar for each row, or NULL
-    bint accumulate             # start from what `out` holds
+    bint accumulate             # add to what `out` holds
     bint relu
     real *out
     Py_ssize_t out_row
@@ -40,6 +40,7 @@ cdef inline void tile(const int rows, const int vectors, const Tile *t) noexcept
     cdef real *out = t.out      # read once: stores might alias t
     cdef Py_ssize_t out_row = t.out_row
     cdef Py_ssize_t out_pixel[MAX_VECTORS]
+    cdef bint accumulate = t.accumulate
     cdef bint relu = t.relu
     cdef Py_ssize_t k
     cdef int i, j
@@ -47,10 +48,7 @@ cdef inline void tile(const int rows, const int vectors, const Tile *t) noexcept
         out_pixel[j] = t.out_pixel[j]
     for i in range(rows):
         for j in range(vectors):
-            if t.accumulate:
-                acc[i][j] = load(out + i * out_row + out_pixel[j])
-            else:
-                acc[i][j] = splat(t.bias[i] if t.bias != NULL else 0)
+            acc[i][j] = splat(t.bias[i] if t.bias != NULL else 0)
     for k in range(t.steps):
         a_k = t.a + t.step_a[k]
         b_k = t.b + t.step_b[k]
@@ -62,6 +60,8 @@ cdef inline void tile(const int rows, const int vectors, const Tile *t) noexcept
                 acc[i][j] = acc[i][j] + scalar * vector[j]
     for i in range(rows):
         for j in range(vectors):
+            if accumulate:
+                acc[i][j] = load(out + i * out_row + out_pixel[j]) + acc[i][j]
             store(out + i * out_row + out_pixel[j], vrelu(acc[i][j]) if relu else acc[i][j])
 
 

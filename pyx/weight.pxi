@@ -17,6 +17,7 @@ cdef enum:
     PANEL_VECTORS = 2
     CHUNK_CHANNELS = 64         # grad_out is transposed once for so many input channels
     MIN_TASKS = 8
+    MAX_STEPS = 2048            # pixels summed in one chain, for accuracy; the chains' sums are added up
 
 
 cdef struct WeightPass:
@@ -63,8 +64,9 @@ cdef void plan_weight(WeightPass *p) noexcept nogil:
     p.pitch = longest_segment(&p.x)
     p.chunk_channels = ceil_div(p.channels, p.chunks)
     plan_weight_strips(p, 1)
-    while (p.strips < p.y.extent and (panel_elements(p) + weight_strip_elements(p)) * <Py_ssize_t>sizeof(real)
-            > STRIP_BYTES):
+    while (p.strips < p.y.extent
+            and (p.strip_rows * p.x.extent > MAX_STEPS
+                 or (panel_elements(p) + weight_strip_elements(p)) * <Py_ssize_t>sizeof(real) > STRIP_BYTES)):
         plan_weight_strips(p, p.strips + 1)
     units = p.images * p.strips
     p.splits = max(1, min(units, ceil_div(MIN_TASKS, p.groups * p.chunks)))
