@@ -63,14 +63,14 @@ def contiguous(a: Array) -> Array:
     return a if flags.c_contiguous and flags.aligned else a.copy(order="C")
 
 
-def spatial(name: str, x: Array, n: int) -> bool:
-    """Check the axes of x, ([N,] C, *spatial); return whether it has the batch axis. Only the batch may be empty."""
-    if x.ndim != n + 2 and x.ndim != n + 1:
+def spatial(name: str, shape: Ints, n: int) -> bool:
+    """Check a shape ([N,] C, *spatial); return whether it has the batch axis. Only the batch may be empty."""
+    if len(shape) != n + 2 and len(shape) != n + 1:
         axes = ", ".join(("N", "C", *("D", "H", "W")[-n:]))
-        raise ValueError(f"{name} must have {n + 2} axes ({axes}), or {n + 1} without the batch, got shape {x.shape}")
-    if 0 in x.shape[-n - 1 :]:
-        raise ValueError(f"{name} has an empty axis (only the batch may be empty): shape {x.shape}")
-    return x.ndim == n + 2
+        raise ValueError(f"{name} must have {n + 2} axes ({axes}), or {n + 1} without the batch, got shape {shape}")
+    if 0 in shape[-n - 1 :]:
+        raise ValueError(f"{name} has an empty axis (only the batch may be empty): shape {shape}")
+    return len(shape) == n + 2
 
 
 def batched(x: Array, ndim: int) -> tuple[Array, bool]:
@@ -230,9 +230,9 @@ def wrt(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def weight(x: Array, weight: Array, groups: int, n: int) -> None:
-    """Check the weight's shape (F, C/groups, *kernel) against x, whose axes have been checked."""
-    shape, channels = weight.shape, x.shape[-n - 1]
+def weight(x: Ints, shape: Ints, groups: int, n: int) -> None:
+    """Check the weight's shape (F, C/groups, *kernel) against that of x, which has been checked."""
+    channels = x[-n - 1]
     if len(shape) != n + 2 or 0 in shape:
         axes = ", ".join(("F", "C/groups", *("KD", "KH", "KW")[-n:]))
         raise ValueError(f"weight must have {n + 2} axes ({axes}), none of them empty, got shape {shape}")

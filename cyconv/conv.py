@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -103,7 +104,8 @@ def conv2d(
     array([[[19., 25.],
             [37., 43.]]], dtype=float32)
     """
-    _check.one_of("activation", activation, (None, "relu"))
+    if activation is not None:
+        _check.one_of("activation", activation, (None, "relu"))
     (sh, sw), pads, (dh, dw), groups, size = _geometry(
         x, weight, stride, padding, dilation, groups, padding_mode, algorithm
     )
@@ -239,19 +241,36 @@ def _geometry(
     x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: Any, padding_mode: Any, algorithm: Any
 ) -> tuple[Ints, Pairs, Ints, int, Ints]:
     """Check what forward and backward have in common; return stride, padding, dilation, groups, (OH, OW)."""
-    _check.spatial("x", _check.array("x", x), 2)
+    _check.array("x", x)
+    _check.array("weight", weight)
+    # Only exact types may be looked up: 1 == 1.0 == True, but only the first is a stride.
+    known = (
+        type(stride) is type(dilation) is type(groups) is int
+        and (type(padding) is int or type(padding) is str)
+        and type(padding_mode) is type(algorithm) is str
+    )
+    plan = _known_plan if known else _plan
+    return plan(x.shape, weight.shape, stride, padding, dilation, groups, padding_mode, algorithm)
+
+
+def _plan(
+    x: Ints, weight: Ints, stride: Any, padding: Any, dilation: Any, groups: Any, padding_mode: Any, algorithm: Any
+) -> tuple[Ints, Pairs, Ints, int, Ints]:
+    """What `_geometry` returns, from the shapes of x and weight."""
+    _check.spatial("x", x, 2)
     groups = _check.integer("groups", groups, 1)
-    _check.weight(x, _check.array("weight", weight), groups, 2)
-    size, kernel = x.shape[-2:], weight.shape[2:]
+    _check.weight(x, weight, groups, 2)
+    size, kernel = x[-2:], weight[2:]
     stride = _check.ints("stride", stride, 2, 1)
     dilation = _check.ints("dilation", dilation, 2, 1)
     pads = _check.padding(padding, size, kernel, stride, dilation)
-    if padding_mode != "zeros":
-        _check.one_of("padding_mode", padding_mode, ("zeros", *_BORDERS))
-        _check.border(padding_mode, pads, size)
-    if algorithm != "auto":
-        _check.one_of("algorithm", algorithm, _ALGORITHMS)
+    _check.one_of("padding_mode", padding_mode, ("zeros", *_BORDERS))
+    _check.border(padding_mode, pads, size)
+    _check.one_of("algorithm", algorithm, _ALGORITHMS)
     return stride, pads, dilation, groups, _check.output_size(size, kernel, stride, pads, dilation)
+
+
+_known_plan = lru_cache(maxsize=1024)(_plan)
 
 
 def _taps(x: Ints, weight: Ints, size: Ints, geometry: Ints) -> Iterator[tuple[Any, Any, Any]]:

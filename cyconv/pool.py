@@ -64,7 +64,7 @@ def _flat(a: Any) -> Any:
 
 def _max(n: int, x: Array, windows: tuple[Any, ...], return_indices: bool, out: Array | None) -> Any:
     _check.array("x", x)
-    _check.spatial("x", x, n)
+    _check.spatial("x", x.shape, n)
     shape, geometry = _windows(n, x.shape, *windows)
     dtype = x.dtype
     result = _check.output("out", out, shape, dtype, x)
@@ -82,7 +82,7 @@ def _max(n: int, x: Array, windows: tuple[Any, ...], return_indices: bool, out: 
 
 def _max_backward(n: int, grad_out: Array, x: Array, windows: tuple[Any, ...], indices: Indices | None) -> Array:
     _check.array("x", x)
-    _check.spatial("x", x, n)
+    _check.spatial("x", x.shape, n)
     _check.array("grad_out", grad_out)
     _check.same_dtype(grad_out=grad_out, x=x)
     shape, geometry = _windows(n, x.shape, *windows)
@@ -102,7 +102,7 @@ def _avg(
     n: int, x: Array, windows: tuple[Any, ...], count_include_pad: bool, divisor: int | None, out: Array | None
 ) -> Any:
     _check.array("x", x)
-    _check.spatial("x", x, n)
+    _check.spatial("x", x.shape, n)
     shape, geometry = _windows(n, x.shape, *windows)
     number = 0 if divisor is None else _check.integer("divisor_override", divisor, 1)
     dtype = x.dtype

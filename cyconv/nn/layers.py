@@ -249,7 +249,7 @@ class Conv2D(_Affine):
 
     def _forward(self, x: Array) -> tuple[Array, Any]:
         if self._incomplete:
-            _check.spatial("x", x, 2)
+            _check.spatial("x", x.shape, 2)
             self._create(self._per_group(x.shape[-3]), x.dtype)
         y = conv2d(x, self.parameters()["weight"], self.bias, activation=self.activation, **self.options)
         return y, self._keep(x, y)
@@ -445,7 +445,7 @@ class GlobalAvgPool2D(Layer):
     """Average of each channel: ([N,] C, H, W) to ([N,] C, 1, 1)."""
 
     def _forward(self, x: Array) -> tuple[Array, Any]:
-        _check.spatial("x", x, 2)
+        _check.spatial("x", x.shape, 2)
         return avg_pool2d(x, x.shape[-2:]), x.shape
 
     def _backward(self, grad_y: Array, kept: Any, wrt_x: bool) -> Array | None:
