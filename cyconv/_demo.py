@@ -25,7 +25,7 @@ CREDIT = (
 )
 SEED = 0
 BATCH = 32
-RATE, MOMENTUM = 0.05, 0.9
+RATE, MOMENTUM = 0.03, 0.9
 HELD_OUT = 0.2  # of the images
 
 
