@@ -15,7 +15,7 @@ from setuptools.errors import CompileError
 DEBUG = os.environ.get("CYCONV_DEBUG", "0") not in ("", "0")
 OPENMP = os.environ.get("CYCONV_OPENMP", "1") not in ("", "0")
 
-FAMILIES = ["conv", "pool"]
+FAMILIES = ["conv", "pool", "winograd"]
 DTYPES = {"float32": "float", "float64": "double"}
 # name -> flags; "baseline" is whatever the compiler takes for granted (SSE2 on x86-64, NEON on aarch64)
 INSTRUCTION_SETS = {"baseline": []}

@@ -13,4 +13,5 @@ cdef extern from "simd.h" nogil:
     vec zip_high(vec a, vec b) noexcept
     vec even(vec a, vec b) noexcept
     vec odd(vec a, vec b) noexcept
+    vec slide(vec a, vec b) noexcept
     real lane_sum(vec v) noexcept

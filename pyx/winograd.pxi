@@ -1,0 +1,146 @@
+# The transforms of F(4x4, 3x3) with the points 0, +-5/8, +-3/2 and infinity. Along one axis
+#
+#     y = A^T ((G g) * (B^T d))        4 outputs y, 3 taps g, 6 inputs d
+#
+# and in two dimensions the same along the columns and then along the rows: 36 products for 16 outputs. With a = 5/8 and
+# b = 3/2 the transforms of points +a and -a share their even and odd parts. Lanes are neighbouring tiles (of a weight:
+# output channels).
+
+cdef inline void input_row(const vec *d, real *to, Py_ssize_t plane) noexcept nogil:
+    """to[j * plane] = row j of B^T, times d."""
+    cdef real aa = 0.390625, bb = 2.25
+    cdef vec even_part = d[4] - splat(bb) * d[2]
+    cdef vec odd_part = d[3] - splat(bb) * d[1]
+    store(to, d[4] - splat(aa + bb) * d[2] + splat(aa * bb) * d[0])
+    store(to + plane, even_part + splat(0.625) * odd_part)
+    store(to + 2 * plane, even_part - splat(0.625) * odd_part)
+    even_part = d[4] - splat(aa) * d[2]
+    odd_part = d[3] - splat(aa) * d[1]
+    store(to + 3 * plane, even_part + splat(1.5) * odd_part)
+    store(to + 4 * plane, even_part - splat(1.5) * odd_part)
+    store(to + 5 * plane, d[5] - splat(aa + bb) * d[3] + splat(aa * bb) * d[1])
+
+
+cdef inline vec cell(const real *d, Py_ssize_t plane, Py_ssize_t row, const int i, const int j) noexcept nogil:
+    """Row i, column j of the tiles; d is [i modulo 4][j][tile], `row` tiles are in a row of tiles."""
+    return load(d + (i % 4 * 6 + j) * plane + i // 4 * row)
+
+
+cdef inline void transform_input(const real *d, Py_ssize_t plane, Py_ssize_t row, real *to, Py_ssize_t to_plane) noexcept nogil:
+    """to[6 * i + j] = (B^T d B)[i][j] for LANES tiles, two rows at a time to stay within the registers."""
+    cdef real aa = 0.390625, bb = 2.25
+    cdef vec plus[6]
+    cdef vec minus[6]
+    cdef vec odd_part
+    cdef int j
+    for j in range(6):
+        plus[j] = cell(d, plane, row, 4, j) - splat(aa + bb) * cell(d, plane, row, 2, j) + splat(aa * bb) * cell(d, plane, row, 0, j)
+    input_row(plus, to, to_plane)
+    for j in range(6):
+        plus[j] = cell(d, plane, row, 4, j) - splat(bb) * cell(d, plane, row, 2, j)
+        odd_part = cell(d, plane, row, 3, j) - splat(bb) * cell(d, plane, row, 1, j)
+        minus[j] = plus[j] - splat(0.625) * odd_part
+        plus[j] = plus[j] + splat(0.625) * odd_part
+    input_row(plus, to + 6 * to_plane, to_plane)
+    input_row(minus, to + 12 * to_plane, to_plane)
+    for j in range(6):
+        plus[j] = cell(d, plane, row, 4, j) - splat(aa) * cell(d, plane, row, 2, j)
+        odd_part = cell(d, plane, row, 3, j) - splat(aa) * cell(d, plane, row, 1, j)
+        minus[j] = plus[j] - splat(1.5) * odd_part
+        plus[j] = plus[j] + splat(1.5) * odd_part
+    input_row(plus, to + 18 * to_plane, to_plane)
+    input_row(minus, to + 24 * to_plane, to_plane)
+    for j in range(6):
+        plus[j] = cell(d, plane, row, 5, j) - splat(aa + bb) * cell(d, plane, row, 3, j) + splat(aa * bb) * cell(d, plane, row, 1, j)
+    input_row(plus, to + 30 * to_plane, to_plane)
+
+
+cdef inline void output_column(const vec *m, vec *y, const int step) noexcept nogil:
+    """y[i * step] = row i of A^T, times m."""
+    cdef real a = 0.625, b = 1.5
+    cdef vec even_a = m[1] + m[2]
+    cdef vec odd_a = m[1] - m[2]
+    cdef vec even_b = m[3] + m[4]
+    cdef vec odd_b = m[3] - m[4]
+    y[0] = m[0] + even_a + even_b
+    y[step] = splat(a) * odd_a + splat(b) * odd_b
+    y[2 * step] = splat(a * a) * even_a + splat(b * b) * even_b
+    y[3 * step] = splat(a * a * a) * odd_a + (splat(b * b * b) * odd_b + m[5])
+
+
+cdef inline void transform_output(const real *m, Py_ssize_t plane, real *to, Py_ssize_t line) noexcept nogil:
+    """to[i * line...] = row i of A^T m A of LANES tiles, 4 * LANES pixels."""
+    cdef vec y[24]
+    cdef vec part[6]
+    cdef vec p02, p13
+    cdef int i, j
+    for j in range(6):
+        for i in range(6):
+            part[i] = load(m + (6 * i + j) * plane)
+        output_column(part, y + j, 6)
+    for i in range(4):
+        output_column(y + 6 * i, part, 1)
+        p02 = zip_low(part[0], part[2])
+        p13 = zip_low(part[1], part[3])
+        store(to + i * line, zip_low(p02, p13))
+        store(to + i * line + LANES, zip_high(p02, p13))
+        p02 = zip_high(part[0], part[2])
+        p13 = zip_high(part[1], part[3])
+        store(to + i * line + 2 * LANES, zip_low(p02, p13))
+        store(to + i * line + 3 * LANES, zip_high(p02, p13))
+
+
+cdef inline void weight_column(vec g0, vec g1, vec g2, vec *u, const int step) noexcept nogil:
+    """u[i * step] = row i of G, times g."""
+    cdef real aa = 0.390625, bb = 2.25
+    cdef vec even_part = splat(1 / (2 * aa * (aa - bb))) * g0 + splat(1 / (2 * (aa - bb))) * g2
+    cdef vec odd_part = splat(0.625 / (2 * aa * (aa - bb))) * g1
+    u[0] = splat(1 / (aa * bb)) * g0
+    u[step] = even_part + odd_part
+    u[2 * step] = even_part - odd_part
+    even_part = splat(1 / (2 * bb * (bb - aa))) * g0 + splat(1 / (2 * (bb - aa))) * g2
+    odd_part = splat(1.5 / (2 * bb * (bb - aa))) * g1
+    u[3 * step] = even_part + odd_part
+    u[4 * step] = even_part - odd_part
+    u[5 * step] = g2
+
+
+cdef inline void transpose_taps(const real *weight, Py_ssize_t row_step, int rows, bint rotated, vec *taps) noexcept nogil:
+    """taps[t][lane] = weight[lane * row_step + t], t < 9, lanes < rows; rotated: taps[8 - t]."""
+    cdef vec a[LANES]
+    cdef vec b[LANES]
+    cdef int first, i, size, begin = 0
+    while begin < 9:
+        first = max(0, min(begin, 9 - LANES))
+        for i in range(LANES):
+            a[i] = load_first_or_zero(weight + min(i, rows - 1) * row_step + first, min(LANES, 9))
+        size = 1
+        while size < LANES:
+            for i in range(LANES // 2):
+                b[2 * i] = zip_low(a[i], a[i + LANES // 2])
+                b[2 * i + 1] = zip_high(a[i], a[i + LANES // 2])
+            for i in range(LANES):
+                a[i] = b[i]
+            size *= 2
+        for i in range(min(LANES, 9)):
+            taps[8 - first - i if rotated else first + i] = a[i]
+        begin += LANES
+
+
+cdef void transform_taps(const real *weight, Py_ssize_t row_step, int rows, bint rotated, real *to, Py_ssize_t plane,
+                         bint exact) noexcept nogil:
+    """to[6 * i + j] = (G g G^T)[i][j] for `rows` <= LANES kernels g; unless exact, writes LANES of them."""
+    cdef vec taps[9]
+    cdef vec u[18]
+    cdef vec row[6]
+    cdef int i, j
+    transpose_taps(weight, row_step, rows, rotated, taps)
+    for j in range(3):
+        weight_column(taps[j], taps[3 + j], taps[6 + j], u + j, 3)
+    for i in range(6):
+        weight_column(u[3 * i], u[3 * i + 1], u[3 * i + 2], row, 1)
+        for j in range(6):
+            if exact:
+                store_first(to + (6 * i + j) * plane, row[j], rows)
+            else:
+                store(to + (6 * i + j) * plane, row[j])
