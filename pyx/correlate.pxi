@@ -11,6 +11,7 @@
 
 cdef enum:
     COLUMN_MAX_ROWS = 1         # output channels of a group up to which the column tile is the faster one
+    BLOCK_STEPS = 1200          # summed at once, so that a row block's part of `a` stays in cache
 
 
 cdef struct Phase:
@@ -45,6 +46,8 @@ cdef struct Pass:
     Py_ssize_t result_plane     # of one phase and row
     Py_ssize_t results          # where they begin in the scratch
     Py_ssize_t scratch          # elements
+    Py_ssize_t channel_blocks   # summed one after the other, so that their strips are longer
+    Py_ssize_t block_channels
     Py_ssize_t column_steps[COLUMN_TAPS + 1]    # for each channel and x tap, steps with so many taps
     Py_ssize_t a_row            # between the taps of a column
 
@@ -61,7 +64,7 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
         phase.plane = p.y.size * phase.x.size if p.in_place else padded_plane(total_length(&p.y) * phase.pitch)
         phase.strip = p.scratch
         # Room for a vector that begins at the last element.
-        p.scratch += phase.x.segments * p.channels * (p.strip_rows * phase.x.size if p.in_place else phase.plane) + LANES
+        p.scratch += phase.x.segments * p.block_channels * (p.strip_rows * phase.x.size if p.in_place else phase.plane) + LANES
     p.results = p.scratch
     if p.staged:
         p.result_plane = p.strip_rows * p.phases[0].x.extent + LANES
@@ -71,7 +74,7 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
 cdef void fill_steps(Pass *p, Phase *phase, Py_ssize_t taps_of_step) noexcept nogil:
     """Append to the phase's tables: every tap, or (taps_of_step > 0) the columns of so many taps."""
     cdef Py_ssize_t c, i, j, row
-    for c in range(p.channels):
+    for c in range(p.block_channels):
         for i in range(p.y.taps):
             if taps_of_step and p.y.run[i] != taps_of_step:
                 continue
@@ -114,6 +117,10 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
         plan_segments(&phase.x, phase.x.extent, not phase.exact)
         phase.pitch = phase.x.extent if phase.exact else longest_segment(&phase.x)
     p.row_blocks = ceil_div(p.rows, MR)
+    p.channel_blocks = 1
+    if not (p.in_place or p.column or p.staged):
+        p.channel_blocks = min(p.channels, ceil_div(p.channels * p.y.taps * p.phases[0].x.taps, BLOCK_STEPS))
+    p.block_channels = ceil_div(p.channels, p.channel_blocks)
     plan_strips(p, 1)
     most = p.y.extent
     if p.in_place:              # no strip may be shorter than a vector
@@ -148,37 +155,57 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
 cdef void run_block(const Pass *p, const Phase *phase, Tile *t, real *out, Py_ssize_t out_row, Py_ssize_t out_y,
                     Py_ssize_t rows, Py_ssize_t strip_rows) noexcept nogil:
     """All pixels of the strip for one block of rows; out[row * out_row + oy * out_y + ox]."""
-    cdef real buffer[MR * LANES]
     cdef Py_ssize_t extent = phase.x.extent
     cdef Py_ssize_t pixels = strip_rows * extent
     cdef Py_ssize_t row_vectors = ceil_div(extent, LANES)
     cdef Py_ssize_t vectors = ceil_div(pixels, LANES) if phase.exact else strip_rows * row_vectors
-    cdef Py_ssize_t v = 0, n, i, j, y, x
+    cdef Py_ssize_t lanes[MAX_VECTORS]
+    cdef Py_ssize_t v = 0, n, j, y, x, end
+    cdef bint partial
     t.out = out
     t.out_row = out_row
-    if pixels < LANES:          # exact, one vector, and room for a part of it only
-        t.pixel[0] = t.out_pixel[0] = 0
-        t.out = buffer
-        t.out_row = LANES
-        run_tile(<int>rows, 1, t)
-        for i in range(rows):
-            for j in range(pixels):
-                out[i * out_row + j] = buffer[i * LANES + j]
-        return
     while v < vectors:
         n = most_vectors(rows)
         while n > vectors - v:
             n //= 2
+        partial = False
         for j in range(n):
-            if phase.exact:     # the last vector overlaps the one before it
-                t.pixel[j] = t.out_pixel[j] = min((v + j) * LANES, pixels - LANES)
-            else:
-                y = (v + j) // row_vectors
-                x = min((v + j - y * row_vectors) * LANES, extent - LANES)
-                t.pixel[j] = y * phase.pitch + x
-                t.out_pixel[j] = y * out_y + x
-        run_tile(<int>rows, <int>n, t)
+            y = 0 if phase.exact else (v + j) // row_vectors
+            x = (v + j - y * row_vectors) * LANES
+            end = pixels if phase.exact else extent
+            if p.in_place:      # nothing may be read past the end: the last vector overlaps the one before it
+                x = min(x, end - LANES)
+            lanes[j] = min(<Py_ssize_t>LANES, end - x)
+            partial |= lanes[j] < LANES
+            t.pixel[j] = y * phase.pitch + x
+            t.out_pixel[j] = y * out_y + x
+        if partial:
+            run_partial(t, rows, n, lanes)
+        else:
+            run_tile(<int>rows, <int>n, t)
         v += n
+
+
+cdef void run_partial(const Tile *t, Py_ssize_t rows, Py_ssize_t vectors, const Py_ssize_t *lanes) noexcept nogil:
+    """The same as run_tile, where only the first lanes[j] lanes of vector j are output pixels."""
+    cdef real buffer[MR * MAX_VECTORS * LANES]
+    cdef Tile whole = t[0]
+    cdef Py_ssize_t i, j
+    cdef real *out
+    cdef vec v
+    whole.accumulate = whole.relu = False
+    whole.out = buffer
+    whole.out_row = vectors * LANES
+    for j in range(vectors):
+        whole.out_pixel[j] = j * LANES
+    run_tile(<int>rows, <int>vectors, &whole)
+    for i in range(rows):
+        for j in range(vectors):
+            out = t.out + i * t.out_row + t.out_pixel[j]
+            v = load(buffer + (i * vectors + j) * LANES)
+            if t.accumulate:
+                v = load_first_or_zero(out, <int>lanes[j]) + v
+            store_first(out, vrelu(v) if t.relu else v, <int>lanes[j])
 
 
 cdef void run_column_block(const Pass *p, const Phase *phase, const Tile *t, real *out, Py_ssize_t out_row,
@@ -239,48 +266,59 @@ cdef void interleave(const Pass *p, real *out, const real *results, Py_ssize_t r
 
 
 cdef void run_tasks(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *scratch) noexcept nogil:
-    """The tasks first..last; strips are copied once for all blocks of rows that follow each other."""
-    cdef Py_ssize_t task, s, image_group, y0, strip_rows, m0, rows, copied = -1
+    """The tasks first..last, the row blocks of a strip together."""
+    cdef Py_ssize_t end
+    while first < last:
+        end = min(last, (first // p.row_blocks + 1) * p.row_blocks)
+        run_strip(p, first // p.row_blocks, first % p.row_blocks, (end - 1) % p.row_blocks + 1, scratch)
+        first = end
+
+
+cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_ssize_t last_block,
+                    real *scratch) noexcept nogil:
+    """Row blocks first_block..last_block of one strip, counted over images, groups and their strips."""
+    cdef Py_ssize_t image_group = strip // p.strips
+    cdef Py_ssize_t group = image_group % p.groups
+    cdef Py_ssize_t y0 = strip % p.strips * p.y.extent // p.strips
+    cdef Py_ssize_t strip_rows = (strip % p.strips + 1) * p.y.extent // p.strips - y0
     cdef Py_ssize_t source_plane = p.y.size * p.phases[0].x.size
+    cdef Py_ssize_t c0, channels, m0, rows, block, i
     cdef const real *source
     cdef real *out
     cdef const Phase *phase
     cdef Tile t
-    cdef Py_ssize_t i
-    t.accumulate = False
-    t.relu = p.relu
     for i in range(MR):
         t.row[i] = i * p.row_step
-    for task in range(first, last):
-        s = task // p.row_blocks % p.strips
-        image_group = task // p.row_blocks // p.strips
-        y0 = s * p.y.extent // p.strips
-        strip_rows = (s + 1) * p.y.extent // p.strips - y0
-        m0 = task % p.row_blocks * p.rows // p.row_blocks
-        rows = (task % p.row_blocks + 1) * p.rows // p.row_blocks - m0
-        source = p.source + image_group * p.channels * source_plane
-        out = p.out + (image_group * p.rows + m0) * p.out_plane + y0 * p.out_y
-        t.a = p.a + image_group % p.groups * p.a_group + m0 * p.row_step
-        t.bias = p.bias + image_group % p.groups * p.rows + m0 if p.bias != NULL else NULL
-        if copied != task // p.row_blocks and not p.in_place:
-            copied = task // p.row_blocks
+    c0 = 0
+    while c0 < p.channels:
+        channels = min(p.block_channels, p.channels - c0)
+        source = p.source + (image_group * p.channels + c0) * source_plane
+        for i in range(0 if p.in_place else p.phase_count):
+            phase = p.phases + i
+            copy_strip(scratch + phase.strip, source, channels, source_plane, &p.y, &phase.x, y0, phase.plane,
+                       phase.pitch, p.source + p.images * p.groups * p.channels * source_plane)
+        t.accumulate = c0 > 0
+        t.relu = p.relu and c0 + channels == p.channels
+        for block in range(first_block, last_block):
+            m0 = block * p.rows // p.row_blocks
+            rows = (block + 1) * p.rows // p.row_blocks - m0
+            t.a = p.a + group * p.a_group + m0 * p.row_step + c0 * p.channel_step
+            t.bias = p.bias + group * p.rows + m0 if p.bias != NULL and c0 == 0 else NULL
+            out = p.out + (image_group * p.rows + m0) * p.out_plane + y0 * p.out_y
             for i in range(p.phase_count):
                 phase = p.phases + i
-                copy_strip(scratch + phase.strip, source, p.channels, source_plane, &p.y, &phase.x, y0, phase.plane,
-                           phase.pitch, p.source + p.images * p.groups * p.channels * source_plane)
-        for i in range(p.phase_count):
-            phase = p.phases + i
-            t.step_a = phase.step_a
-            t.step_b = phase.step_b
-            t.steps = phase.steps
-            t.b = source + y0 * phase.x.size if p.in_place else scratch + phase.strip
+                t.step_a = phase.step_a
+                t.step_b = phase.step_b
+                t.steps = phase.steps // p.block_channels * channels
+                t.b = source + y0 * phase.x.size if p.in_place else scratch + phase.strip
+                if p.staged:
+                    run_rows(p, phase, &t, scratch + p.results + i * p.result_plane, p.phase_count * p.result_plane,
+                             phase.x.extent, rows, strip_rows)
+                else:
+                    run_rows(p, phase, &t, out, p.out_plane, p.out_y, rows, strip_rows)
             if p.staged:
-                run_rows(p, phase, &t, scratch + p.results + i * p.result_plane, p.phase_count * p.result_plane,
-                         phase.x.extent, rows, strip_rows)
-            else:
-                run_rows(p, phase, &t, out, p.out_plane, p.out_y, rows, strip_rows)
-        if p.staged:
-            interleave(p, out, scratch + p.results, rows, strip_rows)
+                interleave(p, out, scratch + p.results, rows, strip_rows)
+        c0 += channels
 
 
 cdef inline void run_rows(const Pass *p, const Phase *phase, Tile *t, real *out, Py_ssize_t out_row, Py_ssize_t out_y,
