@@ -266,8 +266,8 @@ def about(modules=()):
     }
 
 
-def print_about(facts, file=None):
-    print(", ".join(f"{name} {value}" for name, value in facts.items()), file=file)
+def listed(facts):
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def table(header, rows):

@@ -25,17 +25,17 @@ if onnxruntime and not onnx:
     onnxruntime = None
 
 
-def conv(case, kind, dtype, threads, arrays):
+def conv(case, kind, threads, arrays, algorithm):
     """Return {name: (call, as_array)} of all who can compute this pass."""
     x, weight, grad_out = arrays
     cyconv.set_num_threads(threads)
-    found = {OURS: _cyconv(case, kind, x, weight, grad_out)}
+    found = {OURS: _cyconv(case, kind, x, weight, grad_out, algorithm)}
     if torch:
         torch.set_num_threads(threads)
         for name, layout in (("torch", torch.contiguous_format), ("torch channels-last", torch.channels_last)):
             tensors = (torch.from_numpy(a).contiguous(memory_format=layout) for a in arrays)
             found[name] = _torch(case, kind, *tensors)
-    if kind == "forward" and dtype == "float32":
+    if kind == "forward" and x.dtype == np.float32:
         if onnxruntime:
             found["onnxruntime"] = _onnxruntime(case, threads, x, weight)
         if openvino:
@@ -45,13 +45,14 @@ def conv(case, kind, dtype, threads, arrays):
     return found
 
 
-def _cyconv(case, kind, x, weight, grad_out):
+def _cyconv(case, kind, x, weight, grad_out, algorithm):
+    parameters = case.parameters | {"algorithm": algorithm}
     if kind == "forward":
         out = np.empty_like(grad_out)
-        return lambda: cyconv.conv2d(x, weight, out=out, **case.parameters), np.asarray
+        return lambda: cyconv.conv2d(x, weight, out=out, **parameters), np.asarray
     wrt = (kind.removeprefix("grad_"),)
     return (
-        lambda: cyconv.conv2d_backward(grad_out, x, weight, wrt=wrt, **case.parameters),
+        lambda: cyconv.conv2d_backward(grad_out, x, weight, wrt=wrt, **parameters),
         lambda gradients: getattr(gradients, *wrt),
     )
 

@@ -35,6 +35,7 @@ def options():
     p = harness.parser(__doc__.partition("\n")[0], "race")
     p.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
     p.add_argument("--dtype", nargs="+", choices=("float32", "float64"), help="default: both; with --quick float32")
+    p.add_argument("--algorithm", choices=("direct", "auto"), default="direct", help="of cyconv (default: %(default)s)")
     args = harness.arguments(p)
     args.dtype = args.dtype or (["float32"] if args.quick else ["float32", "float64"])
     args.layers = args.layers or (["peers:", "1024,1024 -> 1, 5"] if args.quick else [])
@@ -42,38 +43,39 @@ def options():
 
 
 def schedule(args):
-    """All (case, dtype, pass, threads): in float64 the peers' layers only, unless layers are named."""
+    """All (case, dtype, pass): in float64 the peers' layers only, unless layers are named."""
     for dtype in args.dtype:
         for case in select(CONVS, args.layers):
-            if dtype == "float64" and not args.layers and case.group != "peers":
-                continue
-            for kind in args.passes:
-                for threads in args.threads:
-                    yield case, dtype, kind, threads
+            if dtype == "float32" or args.layers or case.group == "peers":
+                for kind in args.passes:
+                    yield case, dtype, kind
 
 
-def checked(contenders, case, kind, arrays, wrong):
+def checked(contenders, wanted, terms, wrong, where):
     """Return {name: call} of those whose result is right; the others are added to `wrong`."""
-    wanted, terms = expected(case, kind, *arrays)
     right = {}
     for name, (call, as_array) in contenders.items():
         if is_right(as_array(call()), wanted, terms):
             right[name] = call
         else:
-            wrong.append(f"{name}: {case.name}, {kind}, {arrays[0].dtype}")
+            wrong.append(f"{name}: {where}")
     return right
 
 
 def run(args, machine, wrong):
-    races = list(schedule(args))
+    races = [(*race, threads) for race in schedule(args) for threads in args.threads]
     progress = harness.Progress(len(races))
-    results = []
+    results, last = [], None
     for case, dtype, kind, threads in races:
         if time.monotonic() > args.deadline:
             progress.print(f"out of time: {len(races) - progress.done} races left out")
             break
-        arrays = case.arrays(dtype)
-        calls = checked(peers.conv(case, kind, dtype, threads, arrays), case, kind, arrays, wrong)
+        if last != (case, dtype, kind):
+            last = case, dtype, kind
+            arrays = case.arrays(dtype)
+            wanted, terms = expected(case, kind, *arrays)
+        contenders = peers.conv(case, kind, threads, arrays, args.algorithm)
+        calls = checked(contenders, wanted, terms, wrong, f"{case.name}, {kind}, {dtype}, {threads} threads")
         if OURS in calls:
             peaks = []
             seconds = harness.race(calls, args.rounds, lambda: peaks.append(machine.peak(dtype, threads)))  # noqa: B023
@@ -165,25 +167,29 @@ def where(r):
 
 
 def plot_roofline(results, output):
+    """A row for each dtype and number of threads, a column for each pass."""
     panels = by(results, lambda r: (r.dtype, r.threads))
-    columns = len({threads for _, threads in panels})
-    rows = -(-len(panels) // columns)
-    if not (fig := harness.figure(7 * columns, 5 * rows)):
+    passes = [kind for kind in PASSES if any(r.kind == kind for r in results)]
+    if not panels or not (fig := harness.figure(5 * len(passes), 4 * len(panels))):
         return
-    axes = fig.subplots(rows, columns, squeeze=False).flat
-    for ax, ((dtype, threads), some) in zip(axes, panels.items(), strict=False):
+    for axes, ((dtype, threads), some) in zip(
+        fig.subplots(len(panels), len(passes), squeeze=False, sharex=True, sharey="row"), panels.items(), strict=True
+    ):
         intensity = [r.flops / r.bytes for r in some]
-        peak, copy = np.median([r.peak for r in some]), min(r.copy for r in some)
         xs = np.geomspace(min(intensity) / 1.5, max(intensity) * 1.5)
-        ax.plot(xs, np.minimum(peak, copy * xs) / 1e9, "k-", lw=1, label="peak, slowest copy")
-        ax.plot(xs, np.minimum(peak, max(r.copy for r in some) * xs) / 1e9, "k:", lw=1, label="peak, fastest copy")
-        for name in reversed(COLOURS):
-            points = [(i, r.rate(name) / 1e9) for i, r in zip(intensity, some, strict=True) if name in r.seconds]
-            if points:
-                ax.scatter(*zip(*points, strict=True), s=14, c=COLOURS[name], label=name, alpha=0.8, lw=0)
-        ax.set(xscale="log", yscale="log", xlabel="operations per byte of input and output", ylabel="GFLOP/s")
-        ax.set_title(f"{dtype}, {threads} threads")
-        ax.legend(fontsize=8)
+        peak, copies = np.median([r.peak for r in some]), [r.copy for r in some]
+        for ax, kind in zip(axes, passes, strict=True):
+            for copy, style in ((min(copies), "k-"), (max(copies), "k:")):
+                ax.plot(
+                    xs, np.minimum(peak, copy * xs) / 1e9, style, lw=1, label=f"peak, copy at {copy / 1e9:.0f} GB/s"
+                )
+            for name in reversed(COLOURS):
+                points = [r for r in some if r.kind == kind and name in r.seconds]
+                rates = [r.rate(name) / 1e9 for r in points]
+                ax.scatter([r.flops / r.bytes for r in points], rates, s=14, c=COLOURS[name], label=name, lw=0)
+            ax.set(xscale="log", yscale="log", title=f"{kind}, {dtype}, {threads} threads")
+            ax.set(xlabel="operations per byte of input and output", ylabel="GFLOP/s")
+        axes[-1].legend(fontsize=7)
     harness.save(fig, f"{output}-roofline")
 
 
@@ -198,7 +204,7 @@ def plot_ratios(results, output):
         for i, threads in enumerate(counts):
             bars = [(layers.index(r.name) + i * height, r.ratio()) for r in some if r.threads == threads]
             ax.barh(*zip(*bars, strict=True), height, label=f"{threads} threads")
-        ax.set(xscale="log", title=f"{dtype} {kind}: times the speed of the fastest peer")
+        ax.set(xscale="log", title=f"{kind}, {dtype}", xlabel="times the speed of the fastest peer")
         ax.set_yticks(np.arange(len(layers)) + 0.4 - height / 2, layers, fontsize=7)
         ax.invert_yaxis()
         ax.axvline(1, color="k", lw=1)
@@ -209,7 +215,7 @@ def plot_ratios(results, output):
 def main():
     args = options()
     facts = harness.about(peers.MODULES)
-    harness.print_about(facts)
+    print(f"{harness.listed(facts)}, algorithm {args.algorithm}")
     for name, reason in harness.skipped.items():
         print(f"skipped: {name} ({reason})")
     machine, wrong = harness.Machine(), []
@@ -223,8 +229,10 @@ def main():
     results = run(args, machine, wrong)
     text = f"{verdict(results)}\n\n{tables(results)}"
     print(f"\n{text}\n")
-    Path(f"{args.output}.md").write_text(", ".join(f"{k} {v}" for k, v in facts.items()) + f"\n\n{text}\n")
-    harness.write_json(args.output, about=facts, copies=machine.copies, results=results, wrong=wrong)
+    Path(f"{args.output}.md").write_text(f"{harness.listed(facts)}, algorithm {args.algorithm}\n\n{text}\n")
+    harness.write_json(
+        args.output, about=facts, algorithm=args.algorithm, copies=machine.copies, results=results, wrong=wrong
+    )
     plot_roofline(results, args.output)
     plot_ratios(results, args.output)
     if wrong:
