@@ -33,6 +33,8 @@ include "weight.pxi"
 cdef enum:
     WORK_PER_THREAD = 1 << 18   # multiply-adds for which another thread is worth its start (Zen 5: 2 us against 1)
     AXIS_ARRAYS = 7
+    SWAP_SHARES = 16
+    SWAP_ROWS = 16              # output channels whose taps are copied together: whole cache lines on both sides
     MAX_WEIGHT_IN_PLACE = 1 << 20   # bytes of a weight whose columns the gradient of x reads without missing the L2
 
 
@@ -186,25 +188,27 @@ def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, const r
 cdef void swap_channels(real *to, const real *weight, Py_ssize_t rows, Py_ssize_t channels, Py_ssize_t taps,
                         Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
     """to[c][f][tap] = weight[f][c][tap] for one of `parts` shares of the input channels c."""
-    cdef Py_ssize_t f, c
-    for f in range(rows):
+    cdef Py_ssize_t block, f, c
+    for block in range(ceil_div(rows, SWAP_ROWS)):
         for c in range(part * channels // parts, (part + 1) * channels // parts):
-            if taps < LANES <= (rows - f) * taps:
-                # Writes into the places of the next output channels, whose turn comes later.
-                store(to + (c * rows + f) * taps, load(weight + (f * channels + c) * taps))
-            else:
-                copy_run(to + (c * rows + f) * taps, weight + (f * channels + c) * taps, taps)
+            for f in range(block * SWAP_ROWS, min(rows, (block + 1) * SWAP_ROWS)):
+                if taps < LANES <= (rows - f) * taps:
+                    # Writes into the places of the next output channels, whose turn comes later.
+                    store(to + (c * rows + f) * taps, load(weight + (f * channels + c) * taps))
+                else:
+                    copy_run(to + (c * rows + f) * taps, weight + (f * channels + c) * taps, taps)
 
 
 cdef bytearray swapped_weight(Pass *p, Py_ssize_t taps, int threads, list scratch):
     """Copy the weight to [group][input channel][output channel][tap] and make it the pass's; return the copy's block."""
     cdef Py_ssize_t size = p.rows * p.channels * taps
-    cdef Py_ssize_t share, shares = p.groups * 64
+    cdef Py_ssize_t share, shares = p.groups * SWAP_SHARES
     cdef bytearray block = take(scratch, (<double>p.groups * size + LANES) * sizeof(real))
     cdef real *to = <real *>address(block)
     for share in prange(shares, num_threads=useful_threads(<double>p.groups * size, shares, threads), schedule="static",
                         nogil=True):
-        swap_channels(to + share // 64 * size, p.a + share // 64 * size, p.channels, p.rows, taps, share % 64, 64)
+        swap_channels(to + share // SWAP_SHARES * size, p.a + share // SWAP_SHARES * size, p.channels, p.rows, taps,
+                      share % SWAP_SHARES, SWAP_SHARES)
     p.a = to
     p.row_step = p.channels * taps
     p.channel_step = taps

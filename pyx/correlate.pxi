@@ -11,7 +11,7 @@
 
 cdef enum:
     COLUMN_MAX_ROWS = 1         # output channels of a group up to which the column tile is the faster one
-    BLOCK_STEPS = 1200          # summed at once, so that a row block's part of `a` stays in cache
+    BLOCK_STEPS = 600          # summed at once, so that a row block's part of `a` stays in cache
 
 
 cdef struct Phase:
