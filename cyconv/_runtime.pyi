@@ -1,6 +1,7 @@
 openmp: bool
 compiler: str
 flags: str
+__test__: dict[str, str]  # Cython's doctests
 
 def supported_instruction_sets() -> tuple[str, ...]: ...
 def max_threads() -> int: ...
