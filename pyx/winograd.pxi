@@ -1,58 +1,63 @@
-# The transforms of F(4x4, 3x3) with the points 0, +-5/8, +-3/2 and infinity. Along one axis
+# The transforms of F(4x4, 3x3) with the points 0, +-a, +-b and infinity, a = 5/8 and b = 3/2. Along one axis
 #
 #     y = A^T ((G g) * (B^T d))        4 outputs y, 3 taps g, 6 inputs d
 #
-# and in two dimensions the same along the columns and then along the rows: 36 products for 16 outputs. With a = 5/8 and
-# b = 3/2 the transforms of points +a and -a share their even and odd parts. Lanes are neighbouring tiles (of a weight:
-# output channels).
+# and in two dimensions the same along the columns and along the rows: 36 products for 16 outputs. The rows of the points
+# +a and -a share their even and odd parts, those of +b and -b too. Lanes are tiles; of the weight, output channels.
 
 cdef inline void input_row(const vec *d, real *to, Py_ssize_t plane) noexcept nogil:
     """to[j * plane] = row j of B^T, times d."""
-    cdef real aa = 0.390625, bb = 2.25
-    cdef vec even_part = d[4] - splat(bb) * d[2]
-    cdef vec odd_part = d[3] - splat(bb) * d[1]
-    store(to, d[4] - splat(aa + bb) * d[2] + splat(aa * bb) * d[0])
-    store(to + plane, even_part + splat(0.625) * odd_part)
-    store(to + 2 * plane, even_part - splat(0.625) * odd_part)
-    even_part = d[4] - splat(aa) * d[2]
-    odd_part = d[3] - splat(aa) * d[1]
-    store(to + 3 * plane, even_part + splat(1.5) * odd_part)
-    store(to + 4 * plane, even_part - splat(1.5) * odd_part)
-    store(to + 5 * plane, d[5] - splat(aa + bb) * d[3] + splat(aa * bb) * d[1])
+    cdef real a = 0.625, b = 1.5
+    cdef vec even_part = d[4] - splat(b * b) * d[2]
+    cdef vec odd_part = d[3] - splat(b * b) * d[1]
+    store(to, d[4] - splat(a * a + b * b) * d[2] + splat(a * a * b * b) * d[0])
+    store(to + plane, even_part + splat(a) * odd_part)
+    store(to + 2 * plane, even_part - splat(a) * odd_part)
+    even_part = d[4] - splat(a * a) * d[2]
+    odd_part = d[3] - splat(a * a) * d[1]
+    store(to + 3 * plane, even_part + splat(b) * odd_part)
+    store(to + 4 * plane, even_part - splat(b) * odd_part)
+    store(to + 5 * plane, d[5] - splat(a * a + b * b) * d[3] + splat(a * a * b * b) * d[1])
 
 
 cdef inline vec cell(const real *d, Py_ssize_t plane, Py_ssize_t row, const int i, const int j) noexcept nogil:
-    """Row i, column j of the tiles; d is [i modulo 4][j][tile], `row` tiles are in a row of tiles."""
+    """Row i, column j of LANES tiles; d is [i modulo 4][j][tile] and a row of tiles has `row` of them."""
     return load(d + (i % 4 * 6 + j) * plane + i // 4 * row)
 
 
-cdef inline void transform_input(const real *d, Py_ssize_t plane, Py_ssize_t row, real *to, Py_ssize_t to_plane) noexcept nogil:
-    """to[6 * i + j] = (B^T d B)[i][j] for LANES tiles, two rows at a time to stay within the registers."""
-    cdef real aa = 0.390625, bb = 2.25
+cdef inline void input_end(const real *d, Py_ssize_t plane, Py_ssize_t row, const int i, real *to, Py_ssize_t to_plane) noexcept nogil:
+    """The row of the point 0 (i = 0) or infinity (i = 1)."""
+    cdef real a = 0.625, b = 1.5
+    cdef vec column[6]
+    cdef int j
+    for j in range(6):
+        column[j] = (cell(d, plane, row, i + 4, j) - splat(a * a + b * b) * cell(d, plane, row, i + 2, j)
+                     + splat(a * a * b * b) * cell(d, plane, row, i, j))
+    input_row(column, to, to_plane)
+
+
+cdef inline void input_pair(const real *d, Py_ssize_t plane, Py_ssize_t row, const real point, const real other, real *to,
+                            Py_ssize_t to_plane) noexcept nogil:
+    """The rows of +point and -point."""
     cdef vec plus[6]
     cdef vec minus[6]
     cdef vec odd_part
     cdef int j
     for j in range(6):
-        plus[j] = cell(d, plane, row, 4, j) - splat(aa + bb) * cell(d, plane, row, 2, j) + splat(aa * bb) * cell(d, plane, row, 0, j)
+        plus[j] = cell(d, plane, row, 4, j) - splat(other * other) * cell(d, plane, row, 2, j)
+        odd_part = cell(d, plane, row, 3, j) - splat(other * other) * cell(d, plane, row, 1, j)
+        minus[j] = plus[j] - splat(point) * odd_part
+        plus[j] = plus[j] + splat(point) * odd_part
     input_row(plus, to, to_plane)
-    for j in range(6):
-        plus[j] = cell(d, plane, row, 4, j) - splat(bb) * cell(d, plane, row, 2, j)
-        odd_part = cell(d, plane, row, 3, j) - splat(bb) * cell(d, plane, row, 1, j)
-        minus[j] = plus[j] - splat(0.625) * odd_part
-        plus[j] = plus[j] + splat(0.625) * odd_part
-    input_row(plus, to + 6 * to_plane, to_plane)
-    input_row(minus, to + 12 * to_plane, to_plane)
-    for j in range(6):
-        plus[j] = cell(d, plane, row, 4, j) - splat(aa) * cell(d, plane, row, 2, j)
-        odd_part = cell(d, plane, row, 3, j) - splat(aa) * cell(d, plane, row, 1, j)
-        minus[j] = plus[j] - splat(1.5) * odd_part
-        plus[j] = plus[j] + splat(1.5) * odd_part
-    input_row(plus, to + 18 * to_plane, to_plane)
-    input_row(minus, to + 24 * to_plane, to_plane)
-    for j in range(6):
-        plus[j] = cell(d, plane, row, 5, j) - splat(aa + bb) * cell(d, plane, row, 3, j) + splat(aa * bb) * cell(d, plane, row, 1, j)
-    input_row(plus, to + 30 * to_plane, to_plane)
+    input_row(minus, to + 6 * to_plane, to_plane)
+
+
+cdef inline void transform_input(const real *d, Py_ssize_t plane, Py_ssize_t row, real *to, Py_ssize_t to_plane) noexcept nogil:
+    """to[(6 * i + j) * to_plane] = (B^T d B)[i][j], a row or two at a time to stay within the registers."""
+    input_end(d, plane, row, 0, to, to_plane)
+    input_pair(d, plane, row, 0.625, 1.5, to + 6 * to_plane, to_plane)
+    input_pair(d, plane, row, 1.5, 0.625, to + 18 * to_plane, to_plane)
+    input_end(d, plane, row, 1, to + 30 * to_plane, to_plane)
 
 
 cdef inline void output_column(const vec *m, vec *y, const int step) noexcept nogil:
@@ -69,7 +74,7 @@ cdef inline void output_column(const vec *m, vec *y, const int step) noexcept no
 
 
 cdef inline void transform_output(const real *m, Py_ssize_t plane, real *to, Py_ssize_t line) noexcept nogil:
-    """to[i * line...] = row i of A^T m A of LANES tiles, 4 * LANES pixels."""
+    """to[i * line + 4 * tile + j] = (A^T m A)[i][j]."""
     cdef vec y[24]
     cdef vec part[6]
     cdef vec p02, p13
@@ -92,26 +97,26 @@ cdef inline void transform_output(const real *m, Py_ssize_t plane, real *to, Py_
 
 cdef inline void weight_column(vec g0, vec g1, vec g2, vec *u, const int step) noexcept nogil:
     """u[i * step] = row i of G, times g."""
-    cdef real aa = 0.390625, bb = 2.25
-    cdef vec even_part = splat(1 / (2 * aa * (aa - bb))) * g0 + splat(1 / (2 * (aa - bb))) * g2
-    cdef vec odd_part = splat(0.625 / (2 * aa * (aa - bb))) * g1
-    u[0] = splat(1 / (aa * bb)) * g0
+    cdef double a = 0.625, b = 1.5
+    cdef vec even_part = splat(1 / (2 * a * a * (a * a - b * b))) * g0 + splat(1 / (2 * (a * a - b * b))) * g2
+    cdef vec odd_part = splat(1 / (2 * a * (a * a - b * b))) * g1
+    u[0] = splat(1 / (a * a * b * b)) * g0
     u[step] = even_part + odd_part
     u[2 * step] = even_part - odd_part
-    even_part = splat(1 / (2 * bb * (bb - aa))) * g0 + splat(1 / (2 * (bb - aa))) * g2
-    odd_part = splat(1.5 / (2 * bb * (bb - aa))) * g1
+    even_part = splat(1 / (2 * b * b * (b * b - a * a))) * g0 + splat(1 / (2 * (b * b - a * a))) * g2
+    odd_part = splat(1 / (2 * b * (b * b - a * a))) * g1
     u[3 * step] = even_part + odd_part
     u[4 * step] = even_part - odd_part
     u[5 * step] = g2
 
 
-cdef inline void transpose_taps(const real *weight, Py_ssize_t row_step, int rows, bint rotated, vec *taps) noexcept nogil:
-    """taps[t][lane] = weight[lane * row_step + t], t < 9, lanes < rows; rotated: taps[8 - t]."""
+cdef inline void transpose_taps(const real *weight, Py_ssize_t row_step, int rows, vec *taps) noexcept nogil:
+    """taps[t][lane] = weight[lane * row_step + t], t < 9, lane < rows."""
     cdef vec a[LANES]
     cdef vec b[LANES]
-    cdef int first, i, size, begin = 0
-    while begin < 9:
-        first = max(0, min(begin, 9 - LANES))
+    cdef int first = 0, i, size
+    while first < 9:
+        first = max(0, min(first, 9 - LANES))
         for i in range(LANES):
             a[i] = load_first_or_zero(weight + min(i, rows - 1) * row_step + first, min(LANES, 9))
         size = 1
@@ -123,24 +128,24 @@ cdef inline void transpose_taps(const real *weight, Py_ssize_t row_step, int row
                 a[i] = b[i]
             size *= 2
         for i in range(min(LANES, 9)):
-            taps[8 - first - i if rotated else first + i] = a[i]
-        begin += LANES
+            taps[first + i] = a[i]
+        first += LANES
 
 
-cdef void transform_taps(const real *weight, Py_ssize_t row_step, int rows, bint rotated, real *to, Py_ssize_t plane,
-                         bint exact) noexcept nogil:
-    """to[6 * i + j] = (G g G^T)[i][j] for `rows` <= LANES kernels g; unless exact, writes LANES of them."""
-    cdef vec taps[9]
+cdef void transform_kernels(const real *weight, Py_ssize_t row_step, int rows, bint rotated, real *to,
+                            Py_ssize_t plane) noexcept nogil:
+    """to[(6 * i + j) * plane] = (G g G^T)[i][j] of `rows` <= LANES kernels g; writes whole vectors."""
+    cdef vec g[9]
     cdef vec u[18]
     cdef vec row[6]
     cdef int i, j
-    transpose_taps(weight, row_step, rows, rotated, taps)
+    transpose_taps(weight, row_step, rows, g)
     for j in range(3):
-        weight_column(taps[j], taps[3 + j], taps[6 + j], u + j, 3)
+        if rotated:
+            weight_column(g[8 - j], g[5 - j], g[2 - j], u + j, 3)
+        else:
+            weight_column(g[j], g[3 + j], g[6 + j], u + j, 3)
     for i in range(6):
         weight_column(u[3 * i], u[3 * i + 1], u[3 * i + 2], row, 1)
         for j in range(6):
-            if exact:
-                store_first(to + (6 * i + j) * plane, row[j], rows)
-            else:
-                store(to + (6 * i + j) * plane, row[j])
+            store(to + (6 * i + j) * plane, row[j])
