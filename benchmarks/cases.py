@@ -53,7 +53,9 @@ class Conv:
 
     @property
     def parameters(self):
-        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        """For cyconv: what is not its default."""
+        given = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        return {name: value for name, value in given.items() if value not in (1, (0, 0))}
 
     def is_wide(self):
         """Dense 3x3 and 1x1 layers with at least 64 channels on maps of at least 14x14: bound by arithmetic alone."""
@@ -100,6 +102,7 @@ _LAYERS = {
         (1, 128, 56, 128, 3, 1, 32),
     ],
     "one channel": [(1, 1, 1024, 1, 5), (1, 1, 1024, 1, 3), (1, 1, 512, 1, 9), (1, 1, 512, 8, 3), (1, 16, 256, 1, 3)],
+    "small": [(1, 1, 8, 1, 3), (1, 8, 8, 8, 3), (1, 64, 8, 64, 1)],
     "LeNet": [(256, 1, 28, 6, 5), (256, 6, 14, 16, 5, 1, 1, 0), (1, 1, 28, 6, 5), (1, 6, 14, 16, 5, 1, 1, 0)],
     "ResNet-50": [
         (1, 64, 56, 64, 1),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-# These choose the kernels of OpenBLAS (in NumPy and SciPy) and would make a peer slower than it is.
+# These override what OpenBLAS (in NumPy and SciPy) chooses for the processor.
 MISLEADING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 # CYCONV_ISA and, so that the race stays even, what oneDNN (torch, OpenVINO), ATen and MKL take for the same.
 PEER_ISA = {
@@ -35,11 +35,8 @@ skipped = {}  # peer or contender: why it does not take part
 
 def parser(description, output):
     """Return an argument parser with the options that every benchmark has."""
-    cores = len(os.sched_getaffinity(0))
     p = argparse.ArgumentParser(description=description)
-    p.add_argument(
-        "--threads", type=int, nargs="+", default=sorted({1, cores}), help="default: 1 and one for each core"
-    )
+    p.add_argument("--threads", type=int, nargs="+", help="default: 1 and one for each core; with --quick the latter")
     p.add_argument("--layers", nargs="+", default=[], help="only those whose name or group contains one of these words")
     p.add_argument(
         "--isa", choices=PEER_ISA, help="instruction set of cyconv and, where they can be told, of its peers"
@@ -55,7 +52,7 @@ def parser(description, output):
 def arguments(p):
     """Return the parsed arguments, in a process whose environment is fit for measuring: started again if need be."""
     args = p.parse_args()
-    if min(args.threads) < 1 or (args.rounds or 1) < 1:
+    if min(args.threads or [1]) < 1 or (args.rounds or 1) < 1:
         p.error("--threads and --rounds take numbers from 1 on")
     if not Path(args.output).absolute().parent.is_dir():
         p.error(f"--output {args.output}: there is no such directory")
@@ -66,6 +63,8 @@ def arguments(p):
             os.environ.pop(name, None)
         os.environ.update({name: value for name, value in wanted.items() if value})
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    cores = len(os.sched_getaffinity(0))
+    args.threads = args.threads or ([cores] if args.quick else sorted({1, cores}))
     args.rounds = args.rounds or (3 if args.quick else 9)
     args.deadline = time.monotonic() + (85 if args.quick else math.inf)
     return args

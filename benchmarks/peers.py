@@ -46,7 +46,7 @@ def conv(case, kind, threads, arrays, algorithm):
 
 
 def _cyconv(case, kind, x, weight, grad_out, algorithm):
-    parameters = case.parameters | {"algorithm": algorithm}
+    parameters = case.parameters | ({} if algorithm == "auto" else {"algorithm": algorithm})
     if kind == "forward":
         out = np.empty_like(grad_out)
         return lambda: cyconv.conv2d(x, weight, out=out, **parameters), np.asarray
@@ -61,12 +61,8 @@ def _torch(case, kind, x, weight, grad_out):
     stride, dilation = [case.stride] * 2, [case.dilation] * 2
     if kind == "forward":
         conv2d = torch.nn.functional.conv2d
-
-        def forward():
-            with torch.inference_mode():
-                return conv2d(x, weight, None, stride, case.padding, dilation, case.groups)
-
-        return forward, lambda y: y.numpy()
+        rest = None, stride, case.padding, dilation, case.groups
+        return lambda: conv2d(x, weight, *rest), lambda y: y.numpy()
     backward, mask = torch.ops.aten.convolution_backward, [kind == "grad_x", kind == "grad_weight", False]
     rest = None, stride, list(case.padding), dilation, False, [0, 0], case.groups, mask
     return lambda: backward(grad_out, x, weight, *rest), lambda gradients: gradients[mask.index(True)].numpy()

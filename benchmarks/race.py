@@ -81,7 +81,7 @@ def run(args, machine, wrong):
             seconds = harness.race(calls, args.rounds, lambda: peaks.append(machine.peak(dtype, threads)))  # noqa: B023
             size = case.bytes(arrays[0].itemsize)
             copy = machine.copy(size, threads)
-            r = Result(case.name, case.group, kind, dtype, threads, case.flops, size, seconds, np.median(peaks), copy)
+            r = Result(case.name, case.group, kind, dtype, threads, case.flops, size, seconds, max(peaks), copy)
             results.append(r)
             progress.print(line(r))
         cyconv.release_scratch()
@@ -94,7 +94,7 @@ def of_peak(r):
 
 
 def line(r):
-    text = f"{r.dtype} {r.name:38} {r.kind:11} {r.threads} threads {r.rate() / 1e9:7.1f} GFLOP/s "
+    text = f"{r.dtype} {r.name:38} {r.kind:11} {r.threads} threads {1e6 * r.median():8.1f} us {r.rate() / 1e9:6.1f} GFLOP/s "
     text += f"+-{r.spread():3.0%}, {of_peak(r):4.0%} of peak, {r.limit() / r.median():4.0%} of limit"
     if r.fastest():
         rates = ", ".join(f"{name} {r.rate(name) / 1e9:.1f}" for name in r.seconds if name != OURS)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import harness
 import numpy as np
+from cases import select
 from harness import OURS, Result
 
 import cyconv
@@ -189,7 +190,7 @@ def main():
     args = harness.arguments(harness.parser(__doc__.partition("\n")[0], "train"))
     facts = harness.about([torch])
     print(harness.listed(facts))
-    nets = [net for net in NETS if not args.layers or any(word.lower() in net.name.lower() for word in args.layers)]
+    nets = select(NETS, args.layers)
     progress, results = harness.Progress(len(nets) * len(args.threads)), []
     for net in nets:
         for threads in args.threads:
