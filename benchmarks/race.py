@@ -95,7 +95,8 @@ def of_peak(r):
 
 def line(r):
     text = f"{r.dtype} {r.name:38} {r.kind:11} {r.threads} threads {1e6 * r.median():8.1f} us "
-    text += f"+-{r.spread():3.0%} {r.rate() / 1e9:6.1f} GFLOP/s, {of_peak(r):4.0%} of peak, {r.limit() / r.median():4.0%} of limit"
+    text += f"+-{r.spread():3.0%} {r.rate() / 1e9:6.1f} GFLOP/s, "
+    text += f"{of_peak(r):4.0%} of peak, {r.limit() / r.median():4.0%} of limit"
     if r.fastest():
         rates = ", ".join(f"{name} {r.rate(name) / 1e9:.1f}" for name in r.seconds if name != OURS)
         text += f" | {r.ratio():6.2f} x {r.fastest()} ({rates})"
