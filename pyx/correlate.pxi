@@ -87,14 +87,16 @@ cdef void fill_steps(Pass *p, Phase *phase, Py_ssize_t taps_of_step) noexcept no
 
 
 cdef bint lies_in_place(const Pass *p) noexcept nogil:
-    """Whether every phase is a 1x1 kernel over the unpadded source, or has no taps."""
+    """Whether the pass is a 1x1 kernel over the unpadded source; phases without taps do not matter."""
     cdef const Phase *phase
     cdef Py_ssize_t i
     if p.y.taps * p.y.step != 1 or p.y.start[0] != 0 or p.y.extent != p.y.size or p.y.extent * p.phases[0].x.size < LANES:
-        return p.y.taps == 0
+        return False
     for i in range(p.phase_count):
         phase = p.phases + i
-        if phase.x.taps and (phase.x.taps * phase.x.step != 1 or phase.x.start[0] != 0 or phase.x.extent != phase.x.size):
+        if phase.x.taps == 0 and p.staged:
+            continue
+        if phase.x.taps * phase.x.step != 1 or phase.x.start[0] != 0 or phase.x.extent != phase.x.size:
             return False
     return True
 
@@ -119,7 +121,7 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     p.row_blocks = ceil_div(p.rows, MR)
     p.channel_blocks = 1
     if not (p.in_place or p.column or p.staged):
-        p.channel_blocks = min(p.channels, ceil_div(p.channels * p.y.taps * p.phases[0].x.taps, BLOCK_STEPS))
+        p.channel_blocks = max(1, min(p.channels, ceil_div(p.channels * p.y.taps * p.phases[0].x.taps, BLOCK_STEPS)))
     p.block_channels = ceil_div(p.channels, p.channel_blocks)
     plan_strips(p, 1)
     most = p.y.extent
@@ -174,7 +176,7 @@ cdef void run_block(const Pass *p, const Phase *phase, Tile *t, real *out, Py_ss
             x = (v + j - y * row_vectors) * LANES
             end = pixels if phase.exact else extent
             if p.in_place:      # nothing may be read past the end: the last vector overlaps the one before it
-                x = min(x, end - LANES)
+                x = max(0, min(x, end - LANES))     # end < LANES only in a phase without taps, which reads nothing
             lanes[j] = min(<Py_ssize_t>LANES, end - x)
             partial |= lanes[j] < LANES
             t.pixel[j] = y * phase.pitch + x
