@@ -123,30 +123,46 @@ cdef inline void zero_run(real *to, Py_ssize_t n) noexcept nogil:
         i += LANES
 
 
-cdef inline void copy_row(real *to, Py_ssize_t n, Py_ssize_t first, Py_ssize_t last, const real *source, Py_ssize_t step,
-                          const real *end) noexcept nogil:
+cdef inline void copy_row(real *to, Py_ssize_t n, Py_ssize_t first, Py_ssize_t last, const real *source,
+                          const Py_ssize_t step, const real *end) noexcept nogil:
     """to[first + i] = source[i * step] up to `last`, the rest of the n elements zero.
 
     Up to LANES - 1 elements behind to + n are overwritten; nothing is read from `end` on.
     """
     cdef Py_ssize_t i = 0, length = last - first
-    zero_run(to, first)
-    to += first
-    if step == 1:
-        if source + length + LANES <= end:
-            while i < length:
-                store(to + i, load(source + i))
-                i += LANES
-        else:
-            copy_run(to, source, length)
+    if first > 0:
+        zero_run(to, first)
+        to += first
+    if step <= 2 and source + step * (length + LANES) <= end:
+        while i < length:
+            store(to + i, load(source + i) if step == 1 else even(load(source + 2 * i), load(source + 2 * i + LANES)))
+            i += LANES
+    elif step == 1:
+        copy_run(to, source, length)
     else:
-        if step == 2:
-            while i < length and source + 2 * (i + LANES) <= end:
-                store(to + i, even(load(source + 2 * i), load(source + 2 * i + LANES)))
-                i += LANES
-        for i in range(i, length):
+        for i in range(length):
             to[i] = source[i * step]
-    zero_run(to + length, n - last)
+    if last < n:
+        zero_run(to + length, n - last)
+
+
+cdef inline void copy_rows(real *to, const real *source, const Axis *y, const Axis *x, Py_ssize_t j, const Py_ssize_t step,
+                           Py_ssize_t first_output, Py_ssize_t pitch, const real *end) noexcept nogil:
+    """Segment j along x of all rows of one channel; step is that of x, a constant if it is small."""
+    cdef Py_ssize_t start = x.segment_start[j], n = x.segment_length[j]
+    cdef Py_ssize_t first = min(n, ceil_div(-start, step)) if start < 0 else 0
+    cdef Py_ssize_t last = max(first, min(n, ceil_div(x.size - start, step))) if start < x.size else first
+    cdef Py_ssize_t i, r, row
+    source += start + first * step
+    for i in range(y.segments):
+        row = y.segment_start[i] + first_output * y.step
+        for r in range(y.segment_length[i]):
+            if 0 <= row < y.size:
+                copy_row(to, n, first, last, source + row * x.size, step, end)
+            else:
+                zero_run(to, n)
+            row += y.step
+            to += pitch
 
 
 cdef inline void copy_strip(real *strip, const real *source, Py_ssize_t channels, Py_ssize_t source_plane,
@@ -157,22 +173,14 @@ cdef inline void copy_strip(real *strip, const real *source, Py_ssize_t channels
     Rows are written in ascending order, so that what one writes past its end is mended by the next; behind the strip lie
     LANES elements for the last one. `end` is the end of the array that source points into.
     """
-    cdef Py_ssize_t c, i, j, _r, row, start, n, first, last
-    cdef real *to
+    cdef Py_ssize_t c, j
     for c in range(channels):
         for j in range(x.segments):
-            to = strip + (c * x.segments + j) * plane
-            start = x.segment_start[j]
-            n = x.segment_length[j]
-            first = min(n, ceil_div(-start, x.step)) if start < 0 else 0
-            last = max(first, min(n, ceil_div(x.size - start, x.step))) if start < x.size else first
-            start += first * x.step
-            for i in range(y.segments):
-                row = y.segment_start[i] + first_output * y.step
-                for _r in range(y.segment_length[i]):
-                    if 0 <= row < y.size:
-                        copy_row(to, n, first, last, source + c * source_plane + row * x.size + start, x.step, end)
-                    else:
-                        zero_run(to, n)
-                    row += y.step
-                    to += pitch
+            if x.step == 1:
+                copy_rows(strip, source, y, x, j, 1, first_output, pitch, end)
+            elif x.step == 2:
+                copy_rows(strip, source, y, x, j, 2, first_output, pitch, end)
+            else:
+                copy_rows(strip, source, y, x, j, x.step, first_output, pitch, end)
+            strip += plane
+        source += source_plane
