@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import _check, _dispatch
+from . import _check, _dispatch, _winograd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ._check import Array, IntLike, Ints, PaddingLike, Pairs
 
 _BORDERS = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # padding_mode: numpy.pad's name
-_ALGORITHMS = ("auto", "direct")
+_ALGORITHMS = ("auto", "direct", "winograd")
 _PLAIN = (1, 1, 0, 0, 1, 1)  # stride, padding, dilation
 
 
@@ -70,8 +70,11 @@ def conv2d(
         Applied to the result before it is stored. ReLU keeps NaN.
     out : ndarray, shape of the result, optional
         Where to write the result; must not overlap an input.
-    algorithm : {"auto", "direct"}
-        "direct" is the plain sum; "auto" may choose another algorithm by the shapes alone.
+    algorithm : {"auto", "direct", "winograd"}
+        "direct" is the plain sum. "winograd" computes 4x4 outputs at once with a quarter of the multiplications, and
+        rounding errors that are up to five times larger; it exists for 3x3 kernels with stride and dilation 1. "auto"
+        takes it where it is faster and has at least 32 input channels (of a group) to average its errors: by the shapes
+        of one image and of the weight, the dtype and the instruction set alone. See docs/accuracy.md.
 
     Returns
     -------
@@ -83,7 +86,8 @@ def conv2d(
     TypeError
         For arrays that are not float32 or float64, mixed dtypes, parameters that are not integers.
     ValueError
-        For shapes that do not fit each other, parameters out of range, an `out` that cannot take the result.
+        For shapes that do not fit each other, parameters out of range, an `out` that cannot take the result, an
+        algorithm that does not exist for the layer.
 
     Notes
     -----
@@ -106,7 +110,7 @@ def conv2d(
     """
     if activation is not None:
         _check.one_of("activation", activation, (None, "relu"))
-    (sh, sw), pads, (dh, dw), groups, size = _geometry(
+    (sh, sw), pads, (dh, dw), groups, size, winograd = _geometry(
         x, weight, stride, padding, dilation, groups, padding_mode, algorithm
     )
     if bias is None:
@@ -126,16 +130,12 @@ def conv2d(
     target = result if batch else result[None]
     buffer = target if out is None else _check.contiguous(target)
     x4, weight, relu = _check.contiguous(x4), _check.contiguous(weight), activation == "relu"
-    kernels, threads, scratch = _dispatch.kernels("conv", x.dtype), _dispatch.threads(), _dispatch.scratch
     geometry = sh, sw, top, left, dh, dw, groups
-    if kernels.forward(x4, weight, bias, buffer, *geometry, relu, threads, scratch) and not np.isfinite(weight).all():
-        buffer[...] = 0 if bias is None else bias[:, None, None]
-        for tap, inside, outputs in _taps(x4.shape, weight.shape, size, geometry):
-            part = np.empty(buffer[outputs].shape, x.dtype)
-            kernels.forward(x4[inside].copy(), weight[tap].copy(), None, part, *_PLAIN, groups, False, threads, scratch)
-            _add(buffer[outputs], part)
-        if relu:
-            np.maximum(buffer, 0, out=buffer)
+    if winograd and (algorithm != "auto" or _winograd.pays(shape[1] // groups, weight.shape[1], size, x.dtype)):
+        for n in _winograd.convolve(x4, weight, False, bias, buffer, (top, left), groups, relu):
+            _forward(x4[n], weight, bias, buffer[n], size, geometry, relu)
+    else:
+        _forward(x4, weight, bias, buffer, size, geometry, relu)
     if buffer is not target:
         target[...] = buffer
     return result
@@ -163,7 +163,7 @@ def conv2d_backward(
     x, weight : ndarray
         As given to `conv2d`.
     stride, padding, dilation, groups, padding_mode, algorithm
-        As given to `conv2d`.
+        As given to `conv2d`. The gradients of weight and bias are always direct sums.
     wrt : tuple of {"x", "weight", "bias"}
         Which gradients to compute.
 
@@ -192,7 +192,7 @@ def conv2d_backward(
     """
     wrt = _check.wrt(wrt)
     _check.array("grad_out", grad_out)
-    (sh, sw), pads, (dh, dw), groups, size = _geometry(
+    (sh, sw), pads, (dh, dw), groups, size, winograd = _geometry(
         x, weight, stride, padding, dilation, groups, padding_mode, algorithm
     )
     _check.same_dtype(grad_out=grad_out, x=x, weight=weight)
@@ -225,22 +225,48 @@ def conv2d_backward(
     grad_x = None
     if "x" in wrt:
         grad_x, weight = np.empty(padded.shape, x.dtype), _check.contiguous(weight)
-        suspect = kernels.grad_x(grad_out, weight, grad_x, *geometry, threads, scratch)
-        if suspect and not np.isfinite(weight).all():
-            grad_x[...] = 0
-            for tap, inside, outputs in _taps(padded.shape, weight.shape, size, geometry):
-                part = np.empty(grad_x[inside].shape, x.dtype)
-                inputs = grad_out[outputs].copy(), weight[tap].copy()
-                kernels.grad_x(*inputs, part, *_PLAIN, groups, threads, scratch)
-                _add(grad_x[inside], part)
+        channels = shape[1] // groups
+        if winograd and (algorithm != "auto" or _winograd.pays(weight.shape[1], channels, padded.shape[2:], x.dtype)):
+            for n in _winograd.convolve(grad_out, weight, True, None, grad_x, (top, left), groups, False):
+                _grad_x(grad_out[n], weight, grad_x[n], size, geometry)
+        else:
+            _grad_x(grad_out, weight, grad_x, size, geometry)
         grad_x = _fold_border(grad_x, pads, padding_mode).reshape(x.shape)
     return ConvGradients(grad_x, grad_weight, grad_bias)
 
 
+def _forward(x: Any, weight: Any, bias: Any, out: Any, size: Ints, geometry: Ints, relu: bool) -> None:
+    """out = the direct sum, plus bias, rectified if asked for."""
+    kernels, threads, scratch = _dispatch.kernels("conv", x.dtype), _dispatch.threads(), _dispatch.scratch
+    if kernels.forward(x, weight, bias, out, *geometry, relu, threads, scratch) and not np.isfinite(weight).all():
+        out[...] = 0 if bias is None else bias[:, None, None]
+        for tap, inside, outputs in _taps(x.shape, weight.shape, size, geometry):
+            part, inputs = np.empty(out[outputs].shape, x.dtype), (x[inside].copy(), weight[tap].copy())
+            kernels.forward(*inputs, None, part, *_PLAIN, geometry[-1], False, threads, scratch)
+            _add(out[outputs], part)
+        if relu:
+            np.maximum(out, 0, out=out)
+
+
+def _grad_x(grad_out: Any, weight: Any, grad_x: Any, size: Ints, geometry: Ints) -> None:
+    """grad_x = the direct sum."""
+    kernels, threads, scratch = _dispatch.kernels("conv", grad_x.dtype), _dispatch.threads(), _dispatch.scratch
+    suspect = kernels.grad_x(grad_out, weight, grad_x, *geometry, threads, scratch)
+    if suspect and not np.isfinite(weight).all():
+        grad_x[...] = 0
+        for tap, inside, outputs in _taps(grad_x.shape, weight.shape, size, geometry):
+            part, inputs = np.empty(grad_x[inside].shape, grad_x.dtype), (grad_out[outputs].copy(), weight[tap].copy())
+            kernels.grad_x(*inputs, part, *_PLAIN, geometry[-1], threads, scratch)
+            _add(grad_x[inside], part)
+
+
 def _geometry(
     x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: Any, padding_mode: Any, algorithm: Any
-) -> tuple[Ints, Pairs, Ints, int, Ints]:
-    """Check what forward and backward have in common; return stride, padding, dilation, groups, (OH, OW)."""
+) -> tuple[Ints, Pairs, Ints, int, Ints, bool]:
+    """Check what forward and backward have in common.
+
+    Return stride, padding, dilation, groups, (OH, OW), and whether Winograd's algorithm exists and is allowed.
+    """
     _check.array("x", x)
     _check.array("weight", weight)
     # Only exact types may be looked up: 1 == 1.0 == True, but only the first is a stride.
@@ -255,7 +281,7 @@ def _geometry(
 
 def _plan(
     x: Ints, weight: Ints, stride: Any, padding: Any, dilation: Any, groups: Any, padding_mode: Any, algorithm: Any
-) -> tuple[Ints, Pairs, Ints, int, Ints]:
+) -> tuple[Ints, Pairs, Ints, int, Ints, bool]:
     """What `_geometry` returns, from the shapes of x and weight."""
     _check.spatial("x", x, 2)
     groups = _check.integer("groups", groups, 1)
@@ -267,7 +293,14 @@ def _plan(
     _check.one_of("padding_mode", padding_mode, ("zeros", *_BORDERS))
     _check.border(padding_mode, pads, size)
     _check.one_of("algorithm", algorithm, _ALGORITHMS)
-    return stride, pads, dilation, groups, _check.output_size(size, kernel, stride, pads, dilation)
+    winograd = _winograd.exists(kernel, stride, dilation)
+    if algorithm == "winograd" and not winograd:
+        raise ValueError(
+            'algorithm="winograd" is for 3x3 kernels with stride 1 and dilation 1, got a kernel of '
+            f"{kernel[0]}x{kernel[1]}, stride={stride}, dilation={dilation}"
+        )
+    size = _check.output_size(size, kernel, stride, pads, dilation)
+    return stride, pads, dilation, groups, size, winograd and algorithm != "direct"
 
 
 _known_plan = lru_cache(maxsize=1024)(_plan)

@@ -76,7 +76,7 @@ PARAMETERS = [
     ("groups", 0, ValueError), ("groups", -2, ValueError), ("groups", 3, ValueError), ("groups", HUGE, ValueError),
     ("groups", 2.0, TypeError), ("groups", (2, 2), TypeError), ("groups", True, TypeError),
     ("padding_mode", "constant", ValueError), ("padding_mode", None, TypeError), ("padding_mode", 0, TypeError),
-    ("algorithm", "fast", ValueError), ("algorithm", "winograd", ValueError), ("algorithm", None, TypeError),
+    ("algorithm", "fast", ValueError), ("algorithm", "fft", ValueError), ("algorithm", None, TypeError),
 ]  # fmt: skip
 
 

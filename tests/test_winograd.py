@@ -1,0 +1,221 @@
+"""Winograd's F(4x4, 3x3): results, accuracy, what is not finite, and where it is used."""
+
+import numpy as np
+import pytest
+from helpers import LANE_SIZES, Oracle, assert_adjoint, assert_bits, assert_close, random
+from hypothesis import example, given
+from hypothesis import strategies as st
+from scipy.ndimage import maximum_filter
+
+import cyconv
+from cyconv import _dispatch, _winograd
+
+pytestmark = pytest.mark.usefixtures("isa")
+SPECIAL = [np.nan, np.inf, -np.inf]
+# x, weight, parameters: whole and cut tiles, joined images, parts of wide and of deep ones, blocks of output channels.
+LAYERS = [
+    ((3, 33, 7, 9), (15, 33, 3, 3), {"padding": 1}),
+    ((9, 5, 14, 13), (29, 5, 3, 3), {"padding": 1}),
+    ((1, 6, 50, 61), (13, 6, 3, 3), {}),
+    ((2, 3, 9, 700), (2, 3, 3, 3), {"padding": ((0, 1), (2, 0))}),
+    ((2, 1000, 9, 11), (3, 1000, 3, 3), {"padding": 1}),
+    ((2, 12, 21, 40), (30, 4, 3, 3), {"padding": 2, "groups": 3}),
+    ((5, 2, 1, 1), (1, 2, 3, 3), {"padding": 1}),
+    ((1, 4, 5, 6), (4, 1, 3, 3), {"padding": (3, 9), "groups": 4}),
+]
+
+
+def forward(x, weight, bias=None, **parameters):
+    return cyconv.conv2d(x, weight, bias, algorithm="winograd", **parameters)
+
+
+def grad_x(grad_out, x, weight, algorithm="winograd", **parameters):
+    return cyconv.conv2d_backward(grad_out, x, weight, wrt=("x",), algorithm=algorithm, **parameters).x
+
+
+def around(magnitude):
+    """The largest sum |x||w| in a tile's reach: its outputs have rounding errors in common."""
+    return maximum_filter(magnitude, (1, 1, 7, 7)) + 1
+
+
+def check(rng, dtype, x, weight, **parameters):
+    """Assert that forward and the gradient of x agree with SciPy."""
+    x, weight, bias = random(rng, x, dtype), random(rng, weight, dtype), random(rng, weight[0], dtype)
+    oracle = Oracle(x, weight, **parameters)
+    out = forward(x, weight, bias, **parameters)
+    assert_close(out, oracle.forward(bias), around(oracle.forward(bias, magnitude=True)), 32, dtype)
+    grad_out = random(rng, out.shape, dtype)
+    grad = grad_x(grad_out, x, weight, **parameters)
+    assert_close(grad, oracle.grad_x(grad_out), around(oracle.grad_x(grad_out, magnitude=True)), 32, dtype)
+
+
+@pytest.mark.parametrize("size", LANE_SIZES)
+def test_sizes_around_the_tiles_and_lanes(rng, dtype, size):
+    check(rng, dtype, (2, 2, 5, size), (3, 2, 3, 3), padding=1)
+    check(rng, dtype, (2, 2, size, 6), (3, 2, 3, 3), padding=1)
+    check(rng, dtype, (1, size, 7, 7), (3, size, 3, 3), padding=1)
+    check(rng, dtype, (1, 2, 6, 9), (size, 2, 3, 3), padding=1)
+    check(rng, dtype, (1, 2, size + 2, 4 * size + 3), (3, 2, 3, 3))
+
+
+@pytest.mark.parametrize(("x", "weight", "parameters"), LAYERS)
+def test_layers(rng, dtype, x, weight, parameters):
+    check(rng, dtype, x, weight, **parameters)
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, most) for most in (5, 3, 6, 5, 20, 30)]),
+    padding=st.tuples(*[st.tuples(st.integers(0, 5), st.integers(0, 5))] * 2),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example(shape=(1, 1, 1, 1, 1, 1), padding=((1, 1), (1, 1)), seed=0)
+def test_any_shape_and_padding(dtype, shape, padding, seed):
+    N, groups, C, F, H, W = shape
+    H, W = (max(m, 3 - sum(p)) for m, p in zip((H, W), padding, strict=True))
+    rng = np.random.default_rng(seed)
+    check(rng, dtype, (N, groups * C, H, W), (groups * F, C, 3, 3), padding=padding, groups=groups)
+
+
+@pytest.mark.parametrize(("x", "weight", "parameters"), LAYERS)
+def test_grad_x_is_the_adjoint_of_forward(rng, dtype, x, weight, parameters):
+    x, weight = random(rng, x, dtype), random(rng, weight, dtype)
+    grad_out = random(rng, forward(x, weight, **parameters).shape, dtype)
+    magnitude = np.vdot(around(Oracle(x, weight, **parameters).forward(magnitude=True)), np.abs(grad_out))
+
+    def backward(g):
+        return grad_x(g, x, weight, **parameters)
+
+    assert_adjoint(lambda a: forward(a, weight, **parameters), backward, x, grad_out, magnitude, 8)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_relu_is_the_maximum_of_the_result_and_zero(rng, dtype, bias):
+    x, weight = random(rng, (2, 3, 9, 21), dtype), random(rng, (5, 3, 3, 3), dtype)
+    bias = random(rng, 5, dtype) if bias else None
+    assert (forward(x, weight, bias, activation="relu") == np.maximum(forward(x, weight, bias), 0)).all()
+
+
+def test_padding_modes_views_and_results_that_are_not_contiguous(rng, dtype):
+    x, weight = random(rng, (2, 3, 10, 21), dtype), random(rng, (5, 3, 3, 3), dtype)
+    padded = np.pad(x, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
+    assert_bits(forward(x, weight, padding=2, padding_mode="reflect"), forward(padded, weight))
+    assert_bits(forward(x[::-1, :, ::-1], weight)[::-1], forward(np.ascontiguousarray(x[:, :, ::-1]), weight))
+    assert_bits(forward(x[0], weight), forward(x, weight)[0])
+    whole = np.full((2, 5, 8, 25), 7, dtype)
+    assert_bits(np.ascontiguousarray(forward(x, weight, out=whole[..., 3:22])), forward(x, weight))
+    assert (whole[..., :3] == 7).all()
+    assert (whole[..., 22:] == 7).all()
+    assert forward(x[:0], weight).shape == (0, 5, 8, 19)
+
+
+@pytest.mark.parametrize(("x", "weight", "parameters"), [*LAYERS, ((2, 24, 70, 70), (40, 24, 3, 3), {"padding": 1})])
+def test_bits_do_not_depend_on_threads_and_batch(rng, dtype, x, weight, parameters):
+    x, weight = random(rng, (5, *x[1:]), dtype), random(rng, weight, dtype)
+    with cyconv.num_threads(1):
+        out = forward(x, weight, **parameters)
+        grad_out = random(rng, out.shape, dtype)
+        grad = grad_x(grad_out, x, weight, **parameters)
+    for n in (2, 3, 8):
+        with cyconv.num_threads(n):
+            assert_bits(forward(x, weight, **parameters), out)
+            assert_bits(grad_x(grad_out, x, weight, **parameters), grad)
+    for images in (slice(0, 1), slice(4, 5), slice(1, 4)):
+        assert_bits(forward(x[images], weight, **parameters), out[images])
+        assert_bits(grad_x(grad_out[images], x[images], weight, **parameters), grad[images])
+
+
+@pytest.mark.parametrize(("x", "weight", "parameters"), LAYERS)
+@pytest.mark.parametrize("value", [*SPECIAL, "largest"])
+def test_images_that_are_not_finite_are_those_of_the_direct_sum(rng, dtype, value, x, weight, parameters):
+    """Overflow too: of the transforms alone, since the direct sums are finite for the weights that are chosen."""
+    x, weight = random(rng, (4, *x[1:]), dtype), random(rng, weight, dtype) / (2 * x[1])
+    weight *= np.minimum(1, 1 / np.abs(weight).sum((1, 2, 3), keepdims=True)) / 2
+    out = forward(x, weight, **parameters)
+    grad_out = random(rng, out.shape, dtype)
+    grad = grad_x(grad_out, x, weight, **parameters)
+    if value == "largest":
+        x[2], grad_out[2] = (np.copysign(0.9 * np.finfo(dtype).max, a[2]) for a in (x, grad_out))
+    else:
+        x[2, -1, x.shape[2] // 2, -1] = grad_out[2, 0, -1, grad_out.shape[3] // 2] = value
+    for activation in (None, "relu"):
+        expected = cyconv.conv2d(x, weight, activation=activation, algorithm="direct", **parameters)
+        actual = forward(x, weight, activation=activation, **parameters)
+        assert_bits(actual[2], expected[2])
+        rest = [0, 1, 3]
+        assert_bits(actual[rest], out[rest] if activation is None else np.maximum(out[rest], 0))
+    with np.errstate(over="ignore"):
+        expected = grad_x(grad_out, x, weight, "direct", **parameters)
+    actual = grad_x(grad_out, x, weight, **parameters)
+    assert_bits(actual[2], expected[2])
+    assert_bits(actual[rest], grad[rest])
+
+
+@pytest.mark.parametrize("value", SPECIAL)
+def test_weights_that_are_not_finite_are_those_of_the_direct_sum(rng, dtype, value):
+    x, weight = random(rng, (3, 4, 9, 21), dtype), random(rng, (6, 2, 3, 3), dtype)
+    weight[1, 1, 0, 2] = value
+    parameters = {"padding": 1, "groups": 2}
+    out = forward(x, weight, **parameters)
+    assert_bits(out, cyconv.conv2d(x, weight, algorithm="direct", **parameters))
+    assert_bits(grad_x(out, x, weight, **parameters), grad_x(out, x, weight, "direct", **parameters))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "parameters"), [((3, 3), {"stride": (1, 2)}), ((3, 3), {"dilation": 2}), ((3, 1), {}), ((5, 5), {})]
+)
+def test_it_is_refused_where_it_does_not_exist(dtype, kernel, parameters):
+    x, weight = np.zeros((1, 1, 9, 9), dtype), np.zeros((1, 1, *kernel), dtype)
+    with pytest.raises(ValueError, match=f"winograd.*3x3.*{kernel[0]}x{kernel[1]}"):
+        forward(x, weight, **parameters)
+    out = cyconv.conv2d(x, weight, **parameters)
+    with pytest.raises(ValueError, match=r"winograd.*3x3"):
+        grad_x(out, x, weight, **parameters)
+
+
+def test_auto_takes_it_by_the_shape_of_one_image(rng, dtype):
+    for C, F, size, taken in ((64, 64, 56, True), (64, 64, 4, False), (3, 64, 56, False), (128, 128, 28, True)):
+        x, weight = random(rng, (2, C, size, size), dtype), random(rng, (F, C, 3, 3), dtype)
+        out = cyconv.conv2d(x, weight, padding=1)
+        assert_bits(out, cyconv.conv2d(x, weight, padding=1, algorithm="winograd" if taken else "direct"))
+        with cyconv.num_threads(1):
+            assert_bits(cyconv.conv2d(x[:1], weight, padding=1), out[:1])
+        grad = grad_x(out, x, weight, "auto", padding=1)
+        backward = taken or C == 3
+        assert_bits(grad, grad_x(out, x, weight, "winograd" if backward and C > 3 else "direct", padding=1))
+
+
+def test_auto_needs_channels_enough_for_its_accuracy(dtype):
+    assert _winograd.pays(512, _winograd.MIN_CHANNELS, (112, 112), dtype)
+    assert not _winograd.pays(512, _winograd.MIN_CHANNELS - 1, (112, 112), dtype)
+
+
+@pytest.mark.parametrize("kind", ["normal", "relu", "scaled"])
+@pytest.mark.parametrize("C", [_winograd.MIN_CHANNELS, 128])
+def test_accuracy_that_auto_keeps(rng, dtype, kind, C):
+    """At most five times the direct sum's rms error, and 64 eps * sum |x||w|: docs/accuracy.md."""
+    x, weight = rng.standard_normal((1, C, 30, 30)), random(rng, (16, C, 3, 3), dtype)
+    if kind == "relu":
+        x = np.maximum(x, 0)
+    if kind == "scaled":
+        x *= 10 ** rng.uniform(-4, 4, (C, 1, 1))
+    x = x.astype(dtype)
+    oracle = Oracle(x, weight, padding=1)
+    out, direct = (cyconv.conv2d(x, weight, padding=1, algorithm=a) for a in ("winograd", "direct"))
+    assert_close(out, oracle.forward(), oracle.forward(magnitude=True), 64, dtype)
+    if dtype == np.float32:  # in float64 SciPy's own errors are as large
+        rms, rms_direct = (np.sqrt(np.mean((a - oracle.forward()) ** 2)) for a in (out, direct))
+        assert rms_direct < rms < 5 * rms_direct
+
+
+def test_scratch_does_not_grow_with_the_batch_or_the_image(rng):
+    weight = random(rng, (16, 16, 3, 3), np.float32)
+
+    def scratch(*shape):
+        cyconv.release_scratch()
+        with cyconv.num_threads(1):
+            forward(random(rng, shape, np.float32), weight)
+        return sum(map(len, _dispatch.scratch))
+
+    few = scratch(2, 16, 100, 100)
+    assert few < 2 << 20
+    assert scratch(4, 16, 300, 900) < 1.5 * few
