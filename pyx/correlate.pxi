@@ -45,6 +45,9 @@ cdef struct Pass:
     Py_ssize_t strips, strip_rows, row_blocks, tasks
     Py_ssize_t result_plane     # of one phase and row
     Py_ssize_t results          # where they begin in the scratch
+    bint packed                 # the rows of `a` that a row block needs are copied next to each other
+    Py_ssize_t panel            # where they begin in the scratch
+    Py_ssize_t panel_pitch
     Py_ssize_t scratch          # elements
     Py_ssize_t channel_blocks   # summed one after the other, so that their strips are longer
     Py_ssize_t block_channels
@@ -65,6 +68,10 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
         phase.strip = p.scratch
         # Room for a vector that begins at the last element.
         p.scratch += phase.x.segments * p.block_channels * (p.strip_rows * phase.x.size if p.in_place else phase.plane) + LANES
+    p.panel = p.scratch
+    if p.packed:
+        p.panel_pitch = padded_plane(p.block_channels * p.channel_step)
+        p.scratch += MR * p.panel_pitch
     p.results = p.scratch
     if p.staged:
         p.result_plane = p.strip_rows * p.phases[0].x.extent + LANES
@@ -123,6 +130,9 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     if not (p.in_place or p.column or p.staged):
         p.channel_blocks = max(1, min(p.channels, ceil_div(p.channels * p.y.taps * p.phases[0].x.taps, BLOCK_STEPS)))
     p.block_channels = ceil_div(p.channels, p.channel_blocks)
+    # Rows a multiple of 4096 bytes apart fall into one set of the L1 cache, which has fewer ways than the tile has rows.
+    p.packed = (not p.column and p.channel_step == p.y.taps * p.phases[0].x.taps
+                and p.row_step * <Py_ssize_t>sizeof(real) % 4096 == 0)
     plan_strips(p, 1)
     most = p.y.extent
     if p.in_place:              # no strip may be shorter than a vector
@@ -305,6 +315,11 @@ cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_
             m0 = block * p.rows // p.row_blocks
             rows = (block + 1) * p.rows // p.row_blocks - m0
             t.a = p.a + group * p.a_group + m0 * p.row_step + c0 * p.channel_step
+            if p.packed:
+                for i in range(rows):
+                    copy_run(scratch + p.panel + i * p.panel_pitch, t.a + i * p.row_step, channels * p.channel_step)
+                    t.row[i] = i * p.panel_pitch
+                t.a = scratch + p.panel
             t.bias = p.bias + group * p.rows + m0 if p.bias != NULL and c0 == 0 else NULL
             out = p.out + (image_group * p.rows + m0) * p.out_plane + y0 * p.out_y
             for i in range(p.phase_count):
