@@ -31,6 +31,8 @@ static inline mask greater(vec a, vec b) { return CAT(MM(cmp_), _mask)(a, b, _CM
 static inline mask equal(vec a, vec b) { return CAT(MM(cmp_), _mask)(a, b, _CMP_EQ_OQ); }
 static inline mask is_nan(vec a) { return CAT(MM(cmp_), _mask)(a, a, _CMP_UNORD_Q); }
 static inline vec pick(mask m, vec a, vec b) { return MM(mask_mov_)(b, m, a); }
+static inline mask either(mask m, mask n) { return CAT(_kor_mask, MASK_BITS)(m, n); }
+static inline mask both(mask m, mask n) { return CAT(_kand_mask, MASK_BITS)(m, n); }
 static inline int any(mask m) { return m != 0; }
 static inline mask first_lanes(int n) { return (mask)((1u << n) - 1); }
 #else
@@ -38,6 +40,8 @@ typedef __typeof__((vec){0} < (vec){0}) mask;
 static inline mask greater(vec a, vec b) { return a > b; }
 static inline mask equal(vec a, vec b) { return a == b; }
 static inline mask is_nan(vec a) { return a != a; }
+static inline mask either(mask m, mask n) { return m | n; }
+static inline mask both(mask m, mask n) { return m & n; }
 #if VECTOR_BYTES == 32
 static inline vec pick(mask m, vec a, vec b) { return MM(blendv_)(b, a, (vec)m); }
 #else
@@ -65,23 +69,38 @@ static inline vec larger(vec a, vec b) {
 /* The maximum; NaN wins, of equal values a. */
 static inline vec vmax(vec a, vec b) { return pick(is_nan(b), b, larger(a, b)); }
 static inline real scalar_max(real a, real b) { return b > a || b != b ? b : a; }
-
-/* The first n <= LANES lanes, from or to n elements of memory; the other lanes are those of rest, or zero. */
+static inline mask either_nan(vec a, vec b) {
 #if VECTOR_BYTES == 64
+    return CAT(MM(cmp_), _mask)(a, b, _CMP_UNORD_Q);
+#elif VECTOR_BYTES == 32
+    return (mask)MM(cmp_)(a, b, _CMP_UNORD_Q);
+#else
+    return is_nan(a) | is_nan(b);
+#endif
+}
+
+/* EACH(F): F(0), F(1), ... for all lanes. */
+#if LANE_COUNT == 16
+#define EACH(F) F(0), F(1), F(2), F(3), F(4), F(5), F(6), F(7), F(8), F(9), F(10), F(11), F(12), F(13), F(14), F(15)
+#elif LANE_COUNT == 8
+#define EACH(F) F(0), F(1), F(2), F(3), F(4), F(5), F(6), F(7)
+#elif LANE_COUNT == 4
+#define EACH(F) F(0), F(1), F(2), F(3)
+#else
+#define EACH(F) F(0), F(1)
+#endif
+
+/* The first n <= LANES lanes of v, from or to n elements of memory; the other lanes are those of rest. */
+#if VECTOR_BYTES == 64
+static inline vec first_of(vec v, int n, vec rest) { return pick(first_lanes(n), v, rest); }
 static inline vec load_first(const real *p, int n, vec rest) { return MM(mask_loadu_)(rest, first_lanes(n), p); }
-static inline vec load_first_or_zero(const real *p, int n) { return CAT(_mm512_maskz_loadu_, SUFFIX)(first_lanes(n), p); }
 static inline void store_first(real *p, vec v, int n) { MM(mask_storeu_)(p, first_lanes(n), v); }
 #else
-#if VECTOR_BYTES == 32
-static inline __m256i first_lanes(int n) {
-    static const int ones_zeros[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
-    return _mm256_loadu_si256((const __m256i *)(ones_zeros + 8 - n * (REAL_BYTES / 4)));
-}
-static inline vec load_first_or_zero(const real *p, int n) { return MM(maskload_)(p, first_lanes(n)); }
-static inline void store_first(real *p, vec v, int n) { MM(maskstore_)(p, first_lanes(n), v); }
-#else
-static inline vec load_first_or_zero(const real *p, int n) {
-    real lanes[LANES] = {0};
+#define LANE(i) i
+static inline vec first_of(vec v, int n, vec rest) { return pick((vec){EACH(LANE)} < splat((real)n), v, rest); }
+static inline vec load_first(const real *p, int n, vec rest) {
+    real lanes[LANES];
+    store(lanes, rest);
     for (int i = 0; i < n; i++) lanes[i] = p[i];
     return load(lanes);
 }
@@ -91,12 +110,40 @@ static inline void store_first(real *p, vec v, int n) {
     for (int i = 0; i < n; i++) p[i] = lanes[i];
 }
 #endif
-static inline vec load_first(const real *p, int n, vec rest) {
-    real lanes[LANES];
-    store(lanes, rest);
-    for (int i = 0; i < n; i++) lanes[i] = p[i];
-    return load(lanes);
+
+/* Three vectors of consecutive elements to those of index 0, 1, 2 modulo 3, and back. */
+#define THIRD(i, r) (3 * (i) + (r))
+#define THIRD_AB(i, r) (THIRD(i, r) < 2 * LANES ? THIRD(i, r) : 0)
+#define THIRD_C(i, r) (THIRD(i, r) < 2 * LANES ? (i) : THIRD(i, r) - LANES)
+#define SPLIT3(r) __builtin_shufflevector(__builtin_shufflevector(a, b, EACH(AB##r)), c, EACH(C##r))
+#define AB0(i) THIRD_AB(i, 0)
+#define AB1(i) THIRD_AB(i, 1)
+#define AB2(i) THIRD_AB(i, 2)
+#define C0(i) THIRD_C(i, 0)
+#define C1(i) THIRD_C(i, 1)
+#define C2(i) THIRD_C(i, 2)
+static inline void split3(vec *v) {
+    vec a = v[0], b = v[1], c = v[2];
+    v[0] = SPLIT3(0);
+    v[1] = SPLIT3(1);
+    v[2] = SPLIT3(2);
 }
-#endif
+#define JOIN_AB(g) ((g) % 3 == 0 ? (g) / 3 : (g) % 3 == 1 ? LANES + (g) / 3 : 0)
+#define JOIN_C(i, g) ((g) % 3 == 2 ? LANES + (g) / 3 : (i))
+#define JOIN3(q) __builtin_shufflevector(__builtin_shufflevector(a, b, EACH(JAB##q)), c, EACH(JC##q))
+#define JAB0(i) JOIN_AB(i)
+#define JAB1(i) JOIN_AB(LANES + (i))
+#define JAB2(i) JOIN_AB(2 * LANES + (i))
+#define JC0(i) JOIN_C(i, i)
+#define JC1(i) JOIN_C(i, LANES + (i))
+#define JC2(i) JOIN_C(i, 2 * LANES + (i))
+static inline void join3(vec *v) {
+    vec a = v[0], b = v[1], c = v[2];
+    v[0] = JOIN3(0);
+    v[1] = JOIN3(1);
+    v[2] = JOIN3(2);
+}
+
+static inline void prefetch(const real *p) { __builtin_prefetch(p); }
 
 #endif

@@ -6,11 +6,17 @@ cdef extern from "mask.h" nogil:
     mask greater(vec a, vec b) noexcept
     mask equal(vec a, vec b) noexcept
     mask is_nan(vec a) noexcept
+    mask either_nan(vec a, vec b) noexcept
+    mask either(mask m, mask n) noexcept
+    mask both(mask m, mask n) noexcept
     vec pick(mask m, vec a, vec b) noexcept
     bint any(mask m) noexcept
     vec larger(vec a, vec b) noexcept
     vec vmax(vec a, vec b) noexcept
     real scalar_max(real a, real b) noexcept
+    vec first_of(vec v, int n, vec rest) noexcept
     vec load_first(const real *p, int n, vec rest) noexcept
     void store_first(real *p, vec v, int n) noexcept
-    vec load_first_or_zero(const real *p, int n) noexcept
+    void split3(vec *v) noexcept
+    void join3(vec *v) noexcept
+    void prefetch(const real *p) noexcept
