@@ -90,25 +90,37 @@ static inline mask either_nan(vec a, vec b) {
 #define EACH(F) F(0), F(1)
 #endif
 
-/* The first n <= LANES lanes of v, from or to n elements of memory; the other lanes are those of rest. */
+/* The first n <= LANES lanes of v, from or to n elements of memory; the other lanes are those of rest, or zero. */
 #if VECTOR_BYTES == 64
 static inline vec first_of(vec v, int n, vec rest) { return pick(first_lanes(n), v, rest); }
 static inline vec load_first(const real *p, int n, vec rest) { return MM(mask_loadu_)(rest, first_lanes(n), p); }
+static inline vec load_first_or_zero(const real *p, int n) { return CAT(_mm512_maskz_loadu_, SUFFIX)(first_lanes(n), p); }
 static inline void store_first(real *p, vec v, int n) { MM(mask_storeu_)(p, first_lanes(n), v); }
 #else
 #define LANE(i) i
 static inline vec first_of(vec v, int n, vec rest) { return pick((vec){EACH(LANE)} < splat((real)n), v, rest); }
+#if VECTOR_BYTES == 32
+static inline __m256i first_lanes(int n) {
+    static const int ones_zeros[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256((const __m256i *)(ones_zeros + 8 - n * (REAL_BYTES / 4)));
+}
+static inline vec load_first_or_zero(const real *p, int n) { return MM(maskload_)(p, first_lanes(n)); }
+static inline vec load_first(const real *p, int n, vec rest) { return first_of(load_first_or_zero(p, n), n, rest); }
+static inline void store_first(real *p, vec v, int n) { MM(maskstore_)(p, first_lanes(n), v); }
+#else
 static inline vec load_first(const real *p, int n, vec rest) {
     real lanes[LANES];
     store(lanes, rest);
     for (int i = 0; i < n; i++) lanes[i] = p[i];
     return load(lanes);
 }
+static inline vec load_first_or_zero(const real *p, int n) { return load_first(p, n, splat(0)); }
 static inline void store_first(real *p, vec v, int n) {
     real lanes[LANES];
     store(lanes, v);
     for (int i = 0; i < n; i++) p[i] = lanes[i];
 }
+#endif
 #endif
 
 /* Three vectors of consecutive elements to those of index 0, 1, 2 modulo 3, and back. */

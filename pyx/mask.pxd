@@ -20,3 +20,4 @@ cdef extern from "mask.h" nogil:
     void split3(vec *v) noexcept
     void join3(vec *v) noexcept
     void prefetch(const real *p) noexcept
+    vec load_first_or_zero(const real *p, int n) noexcept
