@@ -10,7 +10,7 @@ from cython.parallel cimport prange
 
 from libc.string cimport memset
 from mask cimport load_first_or_zero, store_first
-from simd cimport REGISTERS, real, vec, LANES, MR, load, store, splat, vrelu, lane_sum, zip_low, zip_high
+from simd cimport REGISTERS, real, vec, LANES, MR, load, store, splat, vrelu, lane_sum, zip_low, zip_high, transpose_vectors
 from scratch cimport take, address
 from strip cimport Axis, plan_segments, segment_base, total_length, longest_segment, copy_strip, copy_run, padded_plane, \
     plan_runs, ceil_div, STRIP_BYTES

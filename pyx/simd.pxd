@@ -15,3 +15,16 @@ cdef extern from "simd.h" nogil:
     vec odd(vec a, vec b) noexcept
     vec slide(vec a, vec b) noexcept
     real lane_sum(vec v) noexcept
+
+
+cdef inline void transpose_vectors(vec *a) noexcept nogil:
+    """Exchange rows and lanes of LANES vectors: log2(LANES) rounds of zipping row i with row i + LANES/2."""
+    cdef vec b[LANES]
+    cdef int i, size = 1
+    while size < LANES:
+        for i in range(LANES // 2):
+            b[2 * i] = zip_low(a[i], a[i + LANES // 2])
+            b[2 * i + 1] = zip_high(a[i], a[i + LANES // 2])
+        for i in range(LANES):
+            a[i] = b[i]
+        size *= 2

@@ -121,19 +121,12 @@ cdef void add_dots(const WeightPass *p, real *sums, const real *strip, const rea
 
 
 cdef inline void transpose_square(real *to, Py_ssize_t to_row, const real *source, Py_ssize_t row) noexcept nogil:
-    """to[j][i] = source[i][j] for LANES x LANES elements: log2(LANES) rounds of zipping row i with row i + LANES/2."""
+    """to[j][i] = source[i][j] for LANES x LANES elements."""
     cdef vec a[LANES]
-    cdef vec b[LANES]
-    cdef int i, size = 1
+    cdef int i
     for i in range(LANES):
         a[i] = load(source + i * row)
-    while size < LANES:
-        for i in range(LANES // 2):
-            b[2 * i] = zip_low(a[i], a[i + LANES // 2])
-            b[2 * i + 1] = zip_high(a[i], a[i + LANES // 2])
-        for i in range(LANES):
-            a[i] = b[i]
-        size *= 2
+    transpose_vectors(a)
     for i in range(LANES):
         store(to + i * to_row, a[i])
 

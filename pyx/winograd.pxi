@@ -20,44 +20,19 @@ cdef inline void input_row(const vec *d, real *to, Py_ssize_t plane) noexcept no
     store(to + 5 * plane, d[5] - splat(a * a + b * b) * d[3] + splat(a * a * b * b) * d[1])
 
 
-cdef inline vec cell(const real *d, Py_ssize_t plane, Py_ssize_t row, const int i, const int j) noexcept nogil:
-    """Row i, column j of LANES tiles; d is [i modulo 4][j][tile] and a row of tiles has `row` of them."""
-    return load(d + (i % 4 * 6 + j) * plane + i // 4 * row)
-
-
-cdef inline void input_end(const real *d, Py_ssize_t plane, Py_ssize_t row, const int i, real *to, Py_ssize_t to_plane) noexcept nogil:
-    """The row of the point 0 (i = 0) or infinity (i = 1)."""
-    cdef real a = 0.625, b = 1.5
-    cdef vec column[6]
-    cdef int j
-    for j in range(6):
-        column[j] = (cell(d, plane, row, i + 4, j) - splat(a * a + b * b) * cell(d, plane, row, i + 2, j)
-                     + splat(a * a * b * b) * cell(d, plane, row, i, j))
-    input_row(column, to, to_plane)
-
-
-cdef inline void input_pair(const real *d, Py_ssize_t plane, Py_ssize_t row, const real point, const real other, real *to,
-                            Py_ssize_t to_plane) noexcept nogil:
-    """The rows of +point and -point."""
-    cdef vec plus[6]
-    cdef vec minus[6]
-    cdef vec odd_part
-    cdef int j
-    for j in range(6):
-        plus[j] = cell(d, plane, row, 4, j) - splat(other * other) * cell(d, plane, row, 2, j)
-        odd_part = cell(d, plane, row, 3, j) - splat(other * other) * cell(d, plane, row, 1, j)
-        minus[j] = plus[j] - splat(point) * odd_part
-        plus[j] = plus[j] + splat(point) * odd_part
-    input_row(plus, to, to_plane)
-    input_row(minus, to + 6 * to_plane, to_plane)
-
-
 cdef inline void transform_input(const real *d, Py_ssize_t plane, Py_ssize_t row, real *to, Py_ssize_t to_plane) noexcept nogil:
-    """to[(6 * i + j) * to_plane] = (B^T d B)[i][j], a row or two at a time to stay within the registers."""
-    input_end(d, plane, row, 0, to, to_plane)
-    input_pair(d, plane, row, 0.625, 1.5, to + 6 * to_plane, to_plane)
-    input_pair(d, plane, row, 1.5, 0.625, to + 18 * to_plane, to_plane)
-    input_end(d, plane, row, 1, to + 30 * to_plane, to_plane)
+    """to[(6 * i + j) * to_plane] = (B^T d B)[i][j]; d is [i modulo 4][j][tile] and a row of tiles has `row` of them."""
+    cdef real columns[36 * LANES]
+    cdef vec part[6]
+    cdef int i, j
+    for j in range(6):
+        for i in range(6):
+            part[i] = load(d + (i % 4 * 6 + j) * plane + i // 4 * row)
+        input_row(part, columns + j * LANES, 6 * LANES)
+    for i in range(6):
+        for j in range(6):
+            part[j] = load(columns + (6 * i + j) * LANES)
+        input_row(part, to + 6 * i * to_plane, to_plane)
 
 
 cdef inline void output_column(const vec *m, vec *y, const int step) noexcept nogil:
@@ -110,36 +85,22 @@ cdef inline void weight_column(vec g0, vec g1, vec g2, vec *u, const int step) n
     u[5 * step] = g2
 
 
-cdef inline void transpose_taps(const real *weight, Py_ssize_t row_step, int rows, vec *taps) noexcept nogil:
-    """taps[t][lane] = weight[lane * row_step + t], t < 9, lane < rows."""
-    cdef vec a[LANES]
-    cdef vec b[LANES]
-    cdef int first = 0, i, size
-    while first < 9:
-        first = max(0, min(first, 9 - LANES))
-        for i in range(LANES):
-            a[i] = load_first_or_zero(weight + min(i, rows - 1) * row_step + first, min(LANES, 9))
-        size = 1
-        while size < LANES:
-            for i in range(LANES // 2):
-                b[2 * i] = zip_low(a[i], a[i + LANES // 2])
-                b[2 * i + 1] = zip_high(a[i], a[i + LANES // 2])
-            for i in range(LANES):
-                a[i] = b[i]
-            size *= 2
-        for i in range(min(LANES, 9)):
-            taps[first + i] = a[i]
-        first += LANES
-
-
 cdef void transform_kernels(const real *weight, Py_ssize_t row_step, int rows, bint rotated, real *to,
                             Py_ssize_t plane) noexcept nogil:
     """to[(6 * i + j) * plane] = (G g G^T)[i][j] of `rows` <= LANES kernels g; writes whole vectors."""
     cdef vec g[9]
     cdef vec u[18]
     cdef vec row[6]
-    cdef int i, j
-    transpose_taps(weight, row_step, rows, g)
+    cdef vec square[LANES]
+    cdef int i, j, tap = 0
+    while tap < 9:              # the last taps overlap those before them
+        tap = max(0, min(tap, 9 - LANES))
+        for i in range(LANES):
+            square[i] = load_first_or_zero(weight + min(i, rows - 1) * row_step + tap, min(LANES, 9))
+        transpose_vectors(square)
+        for i in range(min(LANES, 9)):
+            g[tap + i] = square[i]
+        tap += LANES
     for j in range(3):
         if rotated:
             weight_column(g[8 - j], g[5 - j], g[2 - j], u + j, 3)

@@ -15,10 +15,10 @@ the padded input. Reference: cyconv/_reference.py.
 from cython.parallel cimport prange
 
 from libc.string cimport memset
-from simd cimport real, vec, LANES, MR, load, store, splat, vrelu, lane_sum, zip_low, zip_high, even, odd, slide
+from simd cimport real, vec, LANES, MR, load, store, splat, vrelu, lane_sum, zip_low, zip_high, even, odd, slide, transpose_vectors
 from mask cimport load_first_or_zero, store_first
 from scratch cimport take, address
-from strip cimport copy_run, ceil_div, padded_plane
+from strip cimport copy_row, zero_run, ceil_div, padded_plane
 from tile cimport Tile, tile_rows
 
 include "winograd.pxi"
@@ -33,6 +33,7 @@ cdef enum:
 
 cdef struct Winograd:
     const real *x
+    const real *x_end
     const real *weight
     const real *bias            # or NULL
     real *out
@@ -69,22 +70,6 @@ cdef void transform_block(const Winograd *p, Py_ssize_t g, Py_ssize_t b, Py_ssiz
             f += LANES
 
 
-cdef void pad_row(real *to, const real *row, Py_ssize_t start, Py_ssize_t size, Py_ssize_t n) noexcept nogil:
-    """to[i] = row[start + i] for i < n, zero outside 0..size; writes up to LANES elements more."""
-    cdef Py_ssize_t first = min(n, max(<Py_ssize_t>0, -start))
-    cdef Py_ssize_t last = max(first, min(n, size - start))
-    cdef Py_ssize_t i = 0
-    while i < first:
-        store(to + i, splat(0))
-        i += LANES
-    if first < last:
-        copy_run(to + first, row + start + first, last - first)
-    i = last
-    while i < n:
-        store(to + i, splat(0))
-        i += LANES
-
-
 cdef void split_row(const real *row, Py_ssize_t tiles, real *to, Py_ssize_t plane) noexcept nogil:
     """to[j * plane + t] = row[4 * t + j] for j < 6, t < tiles; reads and writes whole vectors."""
     cdef Py_ssize_t t = (ceil_div(tiles, LANES) - 1) * LANES
@@ -111,12 +96,15 @@ cdef void split_row(const real *row, Py_ssize_t tiles, real *to, Py_ssize_t plan
 
 cdef void load_tiles(const Winograd *p, const real *x_nc, const Block *block, real *strip, real *v) noexcept nogil:
     """The transformed tiles of one channel."""
-    cdef Py_ssize_t r, y, t = 0, tiles = block.rows * block.columns
+    cdef Py_ssize_t r, y, t = 0, tiles = block.rows * block.columns, n = 4 * block.columns + 2, x = 4 * block.x - p.pw
+    cdef Py_ssize_t first = min(n, max(<Py_ssize_t>0, -x)), last = max(first, min(n, p.width - x))
     cdef real *cells = strip + p.strip
     for r in range(4 * block.rows + 2):
         y = 4 * block.y + r - p.ph
-        pad_row(strip + r * p.strip_pitch, x_nc + y * p.width, 4 * block.x - p.pw, p.width if 0 <= y < p.height else 0,
-                4 * block.columns + 2)
+        if 0 <= y < p.height:
+            copy_row(strip + r * p.strip_pitch, n, first, last, x_nc + y * p.width + x + first, 1, p.x_end)
+        else:
+            zero_run(strip + r * p.strip_pitch, n)
     for r in range(4 * block.rows + 2):
         split_row(strip + r * p.strip_pitch, block.columns, cells + r % 4 * 6 * p.cell_plane + r // 4 * block.columns, p.cell_plane)
     while t < tiles:            # the last vector overlaps the one before it
@@ -272,6 +260,7 @@ def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, bint ro
     cdef char *bad
     cdef real *memory
     p.x = &x[0, 0, 0, 0]
+    p.x_end = p.x + <Py_ssize_t>x.size
     p.weight = &weight[0, 0, 0, 0]
     p.bias = &bias[0] if bias is not None else NULL
     p.out = &out[0, 0, 0, 0]
