@@ -45,9 +45,14 @@ def _pays(rows: int, channels: int, height: int, width: int, lanes: int) -> bool
     return channels >= MIN_CHANNELS and gain(rows, channels, height, width, lanes) >= MIN_GAIN
 
 
+def lanes(dtype: np.dtype[Any]) -> int:
+    """Return the lanes of a vector."""
+    return _VECTOR_BYTES.get(_dispatch.isa(), 16) // dtype.itemsize
+
+
 def pays(rows: int, channels: int, size: Ints, dtype: np.dtype[Any]) -> bool:
     """Return whether "auto" takes it: by the shape of one group of one image, the dtype and the instruction set."""
-    return _pays(rows, channels, *size, _VECTOR_BYTES.get(_dispatch.isa(), 16) // dtype.itemsize)
+    return _pays(rows, channels, *size, lanes(dtype))
 
 
 def convolve(
