@@ -208,10 +208,10 @@ cdef void run_tasks(const Winograd *p, Py_ssize_t first, Py_ssize_t last, real *
                 c += n
             for f in range(f0, f1):
                 for n in range(n0, n1):
-                    bad[task * p.joined + n - n0] |= store_tiles(
-                        p, m + (f - f0) * p.pitch + (n - n0) * p.image_tiles, &block, memory,
-                        p.out + ((n * p.groups + g) * p.rows + f) * p.out_height * p.out_width,
-                        p.bias[g * p.rows + f] if p.bias != NULL else 0)
+                    if store_tiles(p, m + (f - f0) * p.pitch + (n - n0) * p.image_tiles, &block, memory,
+                                   p.out + ((n * p.groups + g) * p.rows + f) * p.out_height * p.out_width,
+                                   p.bias[g * p.rows + f] if p.bias != NULL else 0):
+                        bad[task * p.joined + n - n0] = 1
 
 
 cdef void plan(Winograd *p, int threads) noexcept nogil:
@@ -228,14 +228,14 @@ cdef void plan(Winograd *p, int threads) noexcept nogil:
     p.joins = ceil_div(p.images, p.joined)
     p.joined = ceil_div(p.images, p.joins)
     p.pitch = ceil_div(p.joined * p.image_tiles, LANES) * LANES
-    p.blocks = ceil_div(p.rows, MR)
-    p.block_rows = ceil_div(p.rows, p.blocks)
-    p.block_channels = min(p.channels, ceil_div(BLOCK_BYTES, 36 * p.block_rows * <Py_ssize_t>sizeof(real)))
     b = p.tasks = p.joins * p.groups * p.parts_y * p.parts_x
     while b:
         a, b = b, a % b         # in the end the greatest common divisor
-    p.shares = min(p.blocks, threads // a) if p.tasks < 16 * threads else 1     # as many tasks for every thread
+    p.shares = min(p.rows, threads // a) if p.tasks < 16 * threads else 1       # as many tasks for every thread
     p.tasks *= p.shares
+    p.blocks = ceil_div(ceil_div(p.rows, MR), p.shares) * p.shares
+    p.block_rows = ceil_div(p.rows, p.blocks)
+    p.block_channels = min(p.channels, ceil_div(BLOCK_BYTES, 36 * MR * <Py_ssize_t>sizeof(real)))
     p.u_plane = padded_plane(p.block_channels * p.block_rows + LANES)
     p.v_plane = padded_plane(p.channels * p.pitch + LANES)
     p.m_plane = padded_plane(p.block_rows * p.pitch + LANES)
