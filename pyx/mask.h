@@ -33,9 +33,7 @@ static inline mask is_nan(vec a) { return CAT(MM(cmp_), _mask)(a, a, _CMP_UNORD_
 static inline vec pick(mask m, vec a, vec b) { return MM(mask_mov_)(b, m, a); }
 static inline mask either(mask m, mask n) { return CAT(_kor_mask, MASK_BITS)(m, n); }
 static inline mask both(mask m, mask n) { return CAT(_kand_mask, MASK_BITS)(m, n); }
-static inline mask without(mask m, mask n) { return CAT(_kandn_mask, MASK_BITS)(n, m); }
 static inline int any(mask m) { return m != 0; }
-static inline int first_lane(mask m) { return __builtin_ctz(m); }
 static inline mask first_lanes(int n) { return (mask)((1u << n) - 1); }
 #else
 typedef __typeof__((vec){0} < (vec){0}) mask;
@@ -44,7 +42,6 @@ static inline mask equal(vec a, vec b) { return a == b; }
 static inline mask is_nan(vec a) { return a != a; }
 static inline mask either(mask m, mask n) { return m | n; }
 static inline mask both(mask m, mask n) { return m & n; }
-static inline mask without(mask m, mask n) { return m & ~n; }
 #if VECTOR_BYTES == 32
 static inline vec pick(mask m, vec a, vec b) { return MM(blendv_)(b, a, (vec)m); }
 #else
@@ -52,17 +49,11 @@ static inline vec pick(mask m, vec a, vec b) { return (vec)(((mask)a & m) | ((ma
 #endif
 #if defined(__SSE2__)
 static inline int any(mask m) { return MM(movemask_)((vec)m) != 0; }
-static inline int first_lane(mask m) { return __builtin_ctz(MM(movemask_)((vec)m)); }
 #else
 static inline int any(mask m) {
     int found = 0;
     for (int i = 0; i < LANES; i++) found |= m[i] != 0;
     return found;
-}
-static inline int first_lane(mask m) {
-    int i = 0;
-    while (!m[i]) i++;
-    return i;
 }
 #endif
 #endif
@@ -99,32 +90,23 @@ static inline mask either_nan(vec a, vec b) {
 #define EACH(F) F(0), F(1)
 #endif
 
-/* behind(a, b, q): the lanes of b moved up by q = 0 ... 4 (less with 2 lanes), the last q of a before them. */
-#define BEHIND(i, q) (((i) + 5 * LANES - (q)) % (2 * LANES))
-#define BEHIND1(i) BEHIND(i, 1)
-#define BEHIND2(i) BEHIND(i, 2)
-#define BEHIND3(i) BEHIND(i, 3)
-#define BEHIND4(i) BEHIND(i, 4)
-static inline vec behind(vec a, vec b, int q) {
-    if (q == 1) return __builtin_shufflevector(a, b, EACH(BEHIND1));
-    if (q == 2) return __builtin_shufflevector(a, b, EACH(BEHIND2));
-    if (q == 3) return __builtin_shufflevector(a, b, EACH(BEHIND3));
-    if (q == 4) return __builtin_shufflevector(a, b, EACH(BEHIND4));
-    return b;
-}
-
-/* The first n <= LANES lanes of v, from or to n elements of memory; the other lanes are those of rest. */
+/* The first n <= LANES lanes of v, from or to n elements of memory; the other lanes are those of rest, or zero. */
 #if VECTOR_BYTES == 64
 static inline vec first_of(vec v, int n, vec rest) { return pick(first_lanes(n), v, rest); }
 static inline vec load_first(const real *p, int n, vec rest) { return MM(mask_loadu_)(rest, first_lanes(n), p); }
+static inline vec load_first_or_zero(const real *p, int n) { return CAT(_mm512_maskz_loadu_, SUFFIX)(first_lanes(n), p); }
 static inline void store_first(real *p, vec v, int n) { MM(mask_storeu_)(p, first_lanes(n), v); }
 #else
 #define LANE(i) i
 static inline vec first_of(vec v, int n, vec rest) { return pick((vec){EACH(LANE)} < splat((real)n), v, rest); }
 #if VECTOR_BYTES == 32
-#define FIRST(n) (__m256i)((vec){EACH(LANE)} < splat((real)n))
-static inline vec load_first(const real *p, int n, vec rest) { return first_of(MM(maskload_)(p, FIRST(n)), n, rest); }
-static inline void store_first(real *p, vec v, int n) { MM(maskstore_)(p, FIRST(n), v); }
+static inline __m256i first_lanes(int n) {
+    static const int ones_zeros[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256((const __m256i *)(ones_zeros + 8 - n * (REAL_BYTES / 4)));
+}
+static inline vec load_first_or_zero(const real *p, int n) { return MM(maskload_)(p, first_lanes(n)); }
+static inline vec load_first(const real *p, int n, vec rest) { return first_of(load_first_or_zero(p, n), n, rest); }
+static inline void store_first(real *p, vec v, int n) { MM(maskstore_)(p, first_lanes(n), v); }
 #else
 static inline vec load_first(const real *p, int n, vec rest) {
     real lanes[LANES];
@@ -132,6 +114,7 @@ static inline vec load_first(const real *p, int n, vec rest) {
     for (int i = 0; i < n; i++) lanes[i] = p[i];
     return load(lanes);
 }
+static inline vec load_first_or_zero(const real *p, int n) { return load_first(p, n, splat(0)); }
 static inline void store_first(real *p, vec v, int n) {
     real lanes[LANES];
     store(lanes, v);

@@ -9,9 +9,6 @@ cdef extern from "mask.h" nogil:
     mask either_nan(vec a, vec b) noexcept
     mask either(mask m, mask n) noexcept
     mask both(mask m, mask n) noexcept
-    mask without(mask m, mask n) noexcept
-    int first_lane(mask m) noexcept
-    vec behind(vec a, vec b, int q) noexcept
     vec pick(mask m, vec a, vec b) noexcept
     bint any(mask m) noexcept
     vec larger(vec a, vec b) noexcept
@@ -23,3 +20,4 @@ cdef extern from "mask.h" nogil:
     void split3(vec *v) noexcept
     void join3(vec *v) noexcept
     void prefetch(const real *p) noexcept
+    vec load_first_or_zero(const real *p, int n) noexcept

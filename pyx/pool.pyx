@@ -8,19 +8,18 @@ the backward passes); a part owns its rows, and the order in which an element is
 is a few lines for each thread. cyconv/_reference_pool.py is the plain version.
 """
 from cython.parallel cimport prange, threadid
-from libc.math cimport INFINITY, NAN
+from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
 from simd cimport real, LANES, vec, load, store, splat, even, odd, zip_low, zip_high
-from mask cimport mask, greater, equal, is_nan, either_nan, either, both, without, first_lane, behind, pick, any, larger, vmax, scalar_max, first_of, load_first, \
+from mask cimport mask, greater, equal, is_nan, either_nan, either, both, pick, any, larger, vmax, scalar_max, first_of, load_first, \
     store_first, split3, join3, prefetch
 from scratch cimport take, address
 
 include "window.pxi"
 include "pool_lines.pxi"
 include "pool_forward.pxi"
-include "pool_whole.pxi"
 include "pool_backward.pxi"
 include "pool_argmax.pxi"
 
@@ -33,13 +32,9 @@ cdef enum:
 cdef enum:
     FORWARD
     INDICES
-    WHOLE
     MAX_BACKWARD
-    PAIR_BACKWARD
-    WHOLE_MAX
     SCATTER
     AVERAGE_BACKWARD
-    WHOLE_AVERAGE
 
 
 cdef struct Work:
@@ -53,13 +48,11 @@ cdef struct Work:
     Py_ssize_t rows                 # of the result, which is what is divided among the parts
     Py_ssize_t elements             # of scratch for each thread
     Py_ssize_t parts_of_plane       # SCATTER
-    bint outside                    # SCATTER: an index lies outside the plane
     Search search
-    spread_function spread          # AVERAGE_BACKWARD
 
 
-cdef void run_part(Work *w, const Pool *p, Py_ssize_t part, Py_ssize_t parts, real *memory) noexcept nogil:
-    cdef Py_ssize_t task, plane
+cdef void run_part(const Work *w, const Pool *p, Py_ssize_t part, Py_ssize_t parts, real *memory) noexcept nogil:
+    cdef Py_ssize_t task
     if w.kind == FORWARD:
         forward_part(w.op, p, w.x, w.out, part, parts, memory)
     elif w.kind == INDICES:
@@ -67,20 +60,10 @@ cdef void run_part(Work *w, const Pool *p, Py_ssize_t part, Py_ssize_t parts, re
     elif w.kind == MAX_BACKWARD:
         max_backward_part(p, &w.search, w.grad_out, w.x, w.out, part, parts, memory)
     elif w.kind == AVERAGE_BACKWARD:
-        average_backward_part(p, w.spread, w.grad_out, w.out, part, parts, memory)
-    elif w.kind == PAIR_BACKWARD:
-        pair_part(p, w.grad_out, w.x, w.out, part, parts)
-    elif w.kind == WHOLE:
-        whole_part(w.op, p, w.x, w.out, w.indices_out, part, parts)
-    elif w.kind == WHOLE_MAX:
-        whole_max_part(p, w.grad_out, w.x, w.out, part, parts)
-    elif w.kind == WHOLE_AVERAGE:
-        whole_average_part(p, w.grad_out, w.out, part, parts)
+        average_backward_part(p, w.grad_out, w.out, part, parts, memory)
     else:
         for task in range(w.rows * part // parts, w.rows * (part + 1) // parts):
-            plane = task if w.parts_of_plane == 1 else task // w.parts_of_plane
-            if scatter_part(p, w.grad_out, w.indices, w.x, w.out, plane, task - plane * w.parts_of_plane, w.parts_of_plane):
-                w.outside = True    # by whichever thread: it is never set back
+            scatter_part(p, w.grad_out, w.indices, w.x, w.out, task // w.parts_of_plane, task % w.parts_of_plane, w.parts_of_plane)
 
 
 cdef run(Work *w, Pool *p, int threads, list scratch):
@@ -89,7 +72,7 @@ cdef run(Work *w, Pool *p, int threads, list scratch):
     cdef bytearray block
     cdef char *arena
     threads = <int>max(1, min(<Py_ssize_t>threads, p.planes * (p.in_plane + p.out_plane) // ELEMENTS_PER_THREAD))
-    w.rows = p.planes * (p.d.size * p.h.size if w.kind in (MAX_BACKWARD, AVERAGE_BACKWARD) else p.d.out * p.h.out)
+    w.rows = p.planes * p.d.out * p.h.out if w.kind <= INDICES else p.planes * p.d.size * p.h.size
     if w.kind == SCATTER:
         w.parts_of_plane = 1 if p.planes >= threads else min(p.d.size * p.h.size, ceil_div(threads, p.planes))
         w.rows = p.planes * w.parts_of_plane
@@ -102,7 +85,7 @@ cdef run(Work *w, Pool *p, int threads, list scratch):
         fill_tables(p, arena)
         if w.op == SUM:
             fill_cells(p)
-        if w.kind >= AVERAGE_BACKWARD:
+        if w.kind == AVERAGE_BACKWARD:
             invert_cells(p)
         if parts == 1:
             run_part(w, p, 0, 1, <real *>(arena + tables))
@@ -122,14 +105,11 @@ def max_forward(const real[::1] x, real[::1] out, int64_t[::1] indices, bytes ge
     w.op = FAST
     w.x = &x[0]
     w.out = &out[0]
-    if indices is not None:
-        w.indices_out = &indices[0]
-    if p.whole:
-        w.kind = WHOLE
-    elif indices is None:
+    if indices is None:
         w.elements = forward_elements(&p)
     else:
         w.kind = INDICES
+        w.indices_out = &indices[0]
         if plan_search(&p, &w.search, False):
             w.elements = search_elements(&p, &w.search)
         else:
@@ -146,7 +126,6 @@ def average_forward(const real[::1] x, real[::1] out, bytes geometry, Py_ssize_t
     p.include_pad = include_pad
     p.divisor = divisor
     memset(&w, 0, sizeof(Work))
-    w.kind = WHOLE if p.whole else FORWARD
     w.op = SUM
     w.x = &x[0]
     w.out = &out[0]
@@ -156,7 +135,7 @@ def average_forward(const real[::1] x, real[::1] out, bytes geometry, Py_ssize_t
 
 def max_backward(const real[::1] grad_out, const real[::1] x, const int64_t[::1] indices, real[::1] grad_x, bytes geometry,
                  Py_ssize_t planes, int threads, list scratch):
-    """Gradient of x from x or, unless None, from the indices. Returns False if one lies outside the plane."""
+    """Gradient of x from x or, unless None, from the indices. Returns False if one of them is outside: nothing is done."""
     cdef Pool p
     cdef Work w
     plan(&p, geometry, planes)
@@ -166,21 +145,15 @@ def max_backward(const real[::1] grad_out, const real[::1] x, const int64_t[::1]
     w.out = &grad_x[0]
     if indices is not None:
         w.indices = &indices[0]
+        if outside(w.indices, planes * p.out_plane, p.in_plane, -1):
+            return False
     else:
         w.x = &x[0]
-        if paired(&p):
-            w.kind = PAIR_BACKWARD
-        elif p.whole:
-            w.kind = WHOLE_MAX
-        elif plan_search(&p, &w.search, True):
+        if plan_search(&p, &w.search, True):
             w.kind = MAX_BACKWARD
-            p.backward = True
-            p.kept_d = w.search.planes_kept
-            p.kept_h = w.search.rows_kept
-            p.kept_step = 2 * p.line
             w.elements = search_elements(&p, &w.search)
     run(&w, &p, threads, scratch)
-    return not w.outside
+    return True
 
 
 def average_backward(const real[::1] grad_out, real[::1] grad_x, bytes geometry, Py_ssize_t planes, bint include_pad,
@@ -192,12 +165,9 @@ def average_backward(const real[::1] grad_out, real[::1] grad_x, bytes geometry,
     p.include_pad = include_pad
     p.divisor = divisor
     memset(&w, 0, sizeof(Work))
-    w.kind = WHOLE_AVERAGE if p.whole else AVERAGE_BACKWARD
+    w.kind = AVERAGE_BACKWARD
     w.op = SUM
     w.grad_out = &grad_out[0]
     w.out = &grad_x[0]
     w.elements = average_elements(&p)
-    w.spread = choose_spread(AVERAGE, &p)
-    p.backward = True
-    p.kept_step = p.w.out
     run(&w, &p, threads, scratch)

@@ -93,64 +93,74 @@ cdef inline vec column(int op, int n, const Rows *r, const real *x, Py_ssize_t l
 
 
 cdef inline void split(int s, vec *v) noexcept nogil:
-    """s <= 3 vectors of consecutive elements to their phases."""
-    cdef vec a = v[0]
+    """s vectors of consecutive elements to the phases 0 ... s - 1."""
+    cdef vec a = v[0], b, c, d
     if s == 2:
         v[0] = even(a, v[1])
         v[1] = odd(a, v[1])
     elif s == 3:
         split3(v)
+    elif s == 4:
+        b = odd(a, v[1])
+        a = even(a, v[1])
+        c = even(v[2], v[3])
+        d = odd(v[2], v[3])
+        v[0] = even(a, c)
+        v[1] = even(b, d)
+        v[2] = odd(a, c)
+        v[3] = odd(b, d)
 
 
 cdef inline void join(int s, vec *v) noexcept nogil:
     """The inverse of split."""
-    cdef vec a = v[0]
+    cdef vec a = v[0], b, c, d
     if s == 2:
         v[0] = zip_low(a, v[1])
         v[1] = zip_high(a, v[1])
     elif s == 3:
         join3(v)
-
-
-cdef inline void fill_vectors(int op, int n, int s, const Rows *r, const real *x, Py_ssize_t left, real **to, Py_ssize_t m,
-                              mask *nan) noexcept nogil:
-    """The next LANES places of a line, or of `flat` if s is 0."""
-    cdef vec v[3]
-    v[0] = column(op, n, r, x, left, nan)
-    if s > 1:
-        v[1] = column(op, n, r, x + LANES, left - LANES if left < s * LANES else LANES, nan)
-    if s > 2:
-        v[2] = column(op, n, r, x + 2 * LANES, left - 2 * LANES if left < s * LANES else LANES, nan)
-    split(s, v)
-    store(to[0] + m, v[0])
-    if s > 1:
-        store(to[1] + m, v[1])
-    if s > 2:
-        store(to[2] + m, v[2])
+    elif s == 4:
+        b = zip_high(a, v[2])
+        a = zip_low(a, v[2])
+        c = zip_low(v[1], v[3])
+        d = zip_high(v[1], v[3])
+        v[0] = zip_low(a, c)
+        v[1] = zip_high(a, c)
+        v[2] = zip_low(b, d)
+        v[3] = zip_high(b, d)
 
 
 cdef inline bint fill_lines(int op, int n, int s, const Pool *p, const Rows *rows, real *lines, real *flat) noexcept nogil:
     """Combine rows of the input into lines whose padding holds the identity. Many phases (s = 0) are split one by one;
     without phases the line is `flat`. Returns whether FAST has seen a NaN."""
-    cdef Py_ssize_t i, j, m, t, W = p.w.size, step = max(s, 1) * LANES, pitch = p.line if s else 0
+    cdef Py_ssize_t i, j, t, W = p.w.size, step = max(s, 1) * LANES, pitch = p.line
     cdef Rows r = rows[0]       # a copy that no store can change
-    cdef real *to[3]
+    cdef real *to[4]
+    cdef vec v[4]
     cdef mask nan = is_nan(splat(0))
     for t in range(max(s, 1)):
         to[t] = lines + p.place[t] if s else flat
     for i in range(r.count):
         j = 0
-        m = 0
         while j + step <= W:
-            fill_vectors(op, n, s, &r, r.x + j, step, to, m, &nan)
+            for t in range(max(s, 1)):
+                v[t] = column(op, n, &r, r.x + j + t * LANES, LANES, &nan)
+            split(s, v)
+            for t in range(max(s, 1)):
+                store(to[t] + j // max(s, 1), v[t])
             j += step
-            m += LANES
         if j < W:
-            fill_vectors(op, n, s, &r, r.x + j, W - j, to, m, &nan)
+            for t in range(max(s, 1)):
+                v[t] = column(op, n, &r, r.x + j + t * LANES, W - j - t * LANES, &nan)
+            split(s, v)
+            for t in range(max(s, 1)):
+                store(to[t] + j // max(s, 1), v[t])
         if s == 0:
-            split_flat(p, flat, lines + i * p.line)
-        for t in range(s):
-            to[t] += pitch
+            split_flat(p, flat, lines)
+            lines += pitch
+        else:
+            for t in range(s):
+                to[t] += pitch
         r.x += r.advance
     return any(nan)
 
@@ -208,7 +218,11 @@ cdef inline Py_ssize_t next_rows(const Pool *p, const real *x, Py_ssize_t row, P
     r.code_z = <real>r.step_z
     r.code_y = <real>r.step_y
     r.code = <real>(z.first * r.step_z + y.first * r.step_y)
-    r.count = min(last - row, y.alike) if y.alike > 1 else 1
-    if p.seamless:
-        r.count = last - row
+    r.count = 1
+    if y.taps == p.h.window:
+        if p.seamless:
+            r.count = last - row
+        else:
+            while row + r.count < last and oy + r.count < p.h.out and p.span_h[oy + r.count].taps == p.h.window:
+                r.count += 1
     return r.count

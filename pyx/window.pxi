@@ -8,7 +8,6 @@
 
 cdef enum:
     MAX_PHASES = 64
-    RUN_BYTES = 1 << 13     # lines worked on together stay in L1, with what is made of them
 
 
 cdef struct Axis:
@@ -25,15 +24,6 @@ cdef struct Span:
     Py_ssize_t begin    # position of the first tap that lies in the array
     Py_ssize_t taps     # number of taps in the array
     Py_ssize_t first    # which tap of the window it is
-    Py_ssize_t alike    # how many outputs from this one on, and no others in between, have all their taps in the array
-
-
-# Which windows contain a position: entries start[i] ... start[i + 1] of the arrays after it.
-cdef struct Cover:
-    Py_ssize_t *start
-    Py_ssize_t *offset          # where what is kept of window o lies
-    real *code                  # distance of the position from the start of window o, in elements of the plane
-    real *share                 # 1 / cells of window o along this axis
 
 
 cdef struct Pool:
@@ -46,11 +36,8 @@ cdef struct Pool:
     Py_ssize_t phases           # the stride along w, 0 without lines
     Py_ssize_t pitch            # elements of one phase
     Py_ssize_t line             # elements of a line: phases * pitch
-    Py_ssize_t run              # rows of windows, or of the gradient of x, that are worked on together
     Py_ssize_t flat             # elements of scratch that fill_line and spread_row need with many phases
     Py_ssize_t most             # rows in a window, or windows over a row
-    bint backward               # whether the tables of the backward passes are wanted
-    bint whole                  # one window, the whole plane
     bint seamless               # window rows follow each other at the same distance from one plane to the next
     Span *span_w                # [w.out]
     Span *span_h                # [h.out]
@@ -61,11 +48,7 @@ cdef struct Pool:
     Py_ssize_t *phase_start     # [phases + 1] the taps of phase r are tap[phase_start[r]] ... tap[phase_start[r + 1]]
     Py_ssize_t *tap             # [w.window]
     Py_ssize_t *back            # [w.window] how many outputs before the place of these taps their window is
-    Cover cover_d               # in the backward passes, with the rows of windows that are kept: see fill_cover
-    Cover cover_h
-    Py_ssize_t kept_d
-    Py_ssize_t kept_h
-    Py_ssize_t kept_step
+    Py_ssize_t *cover_h         # [2 * h.size] first_covering and end_covering of the rows
     bint include_pad
     double divisor              # divisor_override, 0 if there is none
     real scale                  # what every sum is multiplied with, 0 if they are divided by their cells
@@ -83,12 +66,10 @@ cdef inline Span span(const Axis *a, Py_ssize_t o) noexcept nogil:
         s.begin = o * a.size // a.out
         s.taps = ceil_div((o + 1) * a.size, a.out) - s.begin
         s.first = 0
-        s.alike = 0
         return s
     start = o * a.stride - a.before
     s.first = ceil_div(-start, a.dilation) if start < 0 else 0
     s.begin = start + s.first * a.dilation
-    s.alike = 0
     s.taps = max(0, (min(a.window, ceil_div(a.size - start, a.dilation)) if a.size > start else 0) - s.first)
     return s
 
@@ -116,34 +97,9 @@ cdef inline Py_ssize_t end_covering(const Axis *a, Py_ssize_t i) noexcept nogil:
     return min(a.out, (i + a.before) // a.stride + 1)
 
 
-cdef char *fill_cover(const Pool *p, Cover *c, const Axis *a, Py_ssize_t step, Py_ssize_t kept, Py_ssize_t kept_step,
-                      char *memory) noexcept nogil:
-    """Positions are `step` elements of the plane apart; of the windows `kept` (a power of two, 0: all) are kept, each
-    `kept_step` after the one before. Returns what follows in memory."""
-    cdef Py_ssize_t i, o, n = 0
-    c.start = <Py_ssize_t *>memory
-    c.offset = c.start + a.size + 1
-    c.code = <real *>(c.offset + a.size * covering(a))
-    c.share = c.code + a.size * covering(a)
-    for i in range(a.size):
-        c.start[i] = n
-        for o in range(first_covering(a, i), end_covering(a, i)):
-            if covers(a, o, i):
-                c.offset[n] = (o & (kept - 1)) * kept_step
-                c.code[n] = <real>((i + a.before - o * a.stride) * step)
-                c.share[n] = 1 / <real>cells(a, o, p.include_pad) if p.divisor == 0 else 1
-                n += 1
-    c.start[a.size] = n
-    return <char *>(c.share + a.size * covering(a))
-
-
 cdef inline bint covers(const Axis *a, Py_ssize_t o, Py_ssize_t i) noexcept nogil:
     """Whether i, which lies between the first and the last position of window o, is one of its taps."""
     return a.dilation == 1 or (i + a.before - o * a.stride) % a.dilation == 0
-
-
-cdef inline Py_ssize_t cover_bytes(const Axis *a) noexcept nogil:
-    return (a.size + 1) * <Py_ssize_t>sizeof(Py_ssize_t) + a.size * covering(a) * <Py_ssize_t>(sizeof(Py_ssize_t) + 2 * sizeof(real))
 
 
 cdef inline Py_ssize_t covering(const Axis *a) noexcept nogil:
@@ -166,9 +122,7 @@ cdef int plan(Pool *p, bytes geometry, Py_ssize_t planes) except -1:
     p.in_plane = p.d.size * p.h.size * p.w.size
     p.out_plane = p.d.out * p.h.out * p.w.out
     p.most = max(rows_of(&p.d), covering(&p.d)) * max(rows_of(&p.h), covering(&p.h))
-    p.run = 8
     p.flat = 2 * whole_lines(p.w.size + 2 * LANES)
-    p.whole = whole_axis(&p.d) and whole_axis(&p.h) and whole_axis(&p.w)
     p.seamless = p.d.size == 1 and p.d.out == 1 and p.h.window and p.h.before == 0 and p.h.out * p.h.stride == p.h.size and \
         (p.h.window - 1) * p.h.dilation < p.h.stride
     need = max((p.w.out - 1) * p.w.stride + (p.w.window - 1) * p.w.dilation + 1, p.w.before + p.w.size)
@@ -177,17 +131,12 @@ cdef int plan(Pool *p, bytes geometry, Py_ssize_t planes) except -1:
         p.pitch = whole_lines(need // p.phases + 3 * LANES)
         p.line = p.phases * p.pitch
         p.flat += p.line
-        p.run = max(4, min(16, RUN_BYTES // (p.line * <Py_ssize_t>sizeof(real))))
     return 0
 
 
 cdef inline Py_ssize_t whole_lines(Py_ssize_t elements) noexcept nogil:
     """Elements of a buffer that ends with its cache line."""
     return (elements + 31) // 16 * 16
-
-
-cdef inline bint whole_axis(const Axis *a) noexcept nogil:
-    return a.out == 1 and (a.window == 0 or a.before == 0 and a.after == 0 and a.dilation == 1 and a.window == a.size)
 
 
 cdef inline Py_ssize_t rows_of(const Axis *a) noexcept nogil:
@@ -197,9 +146,7 @@ cdef inline Py_ssize_t rows_of(const Axis *a) noexcept nogil:
 
 cdef Py_ssize_t table_bytes(const Pool *p) noexcept nogil:
     cdef Py_ssize_t n = (p.w.out + p.h.out) * <Py_ssize_t>sizeof(Span) + (p.w.out + LANES) * <Py_ssize_t>sizeof(real)
-    n += (3 * p.w.window * (p.phases > 0) + 3 * p.phases + 1) * <Py_ssize_t>sizeof(Py_ssize_t)
-    if p.backward:
-        n += cover_bytes(&p.d) + cover_bytes(&p.h)
+    n += (3 * p.w.window * (p.phases > 0) + 3 * p.phases + 1 + 2 * p.h.size) * <Py_ssize_t>sizeof(Py_ssize_t)
     return (n + 127) // 64 * 64
 
 
@@ -207,12 +154,8 @@ cdef void fill_tables(Pool *p, char *memory) noexcept nogil:
     cdef Py_ssize_t o, k, r, n = 0, taps = p.w.window if p.phases else 0
     p.span_w = <Span *>memory
     p.span_h = p.span_w + p.w.out
-    memory = <char *>(p.span_h + p.h.out)
-    if p.backward:
-        memory = fill_cover(p, &p.cover_d, &p.d, p.h.size * p.w.size, p.kept_d,
-                            p.kept_step * (p.kept_h if p.kept_h else p.h.out), memory)
-        memory = fill_cover(p, &p.cover_h, &p.h, p.w.size, p.kept_h, p.kept_step, memory)
-    p.offset = <Py_ssize_t *>memory
+    p.cover_h = <Py_ssize_t *>(p.span_h + p.h.out)
+    p.offset = p.cover_h + 2 * p.h.size
     p.phase = p.offset + taps
     p.place = p.phase + p.phases
     p.phase_start = p.place + p.phases
@@ -221,10 +164,11 @@ cdef void fill_tables(Pool *p, char *memory) noexcept nogil:
     p.cells_w = <real *>(p.back + taps)
     for o in range(p.w.out):
         p.span_w[o] = span(&p.w, o)
-    for o in range(p.h.out - 1, -1, -1):
+    for o in range(p.h.out):
         p.span_h[o] = span(&p.h, o)
-        if p.h.window and p.span_h[o].taps == p.h.window:
-            p.span_h[o].alike = 1 + (p.span_h[o + 1].alike if o + 1 < p.h.out else 0)
+    for o in range(p.h.size):
+        p.cover_h[2 * o] = first_covering(&p.h, o)
+        p.cover_h[2 * o + 1] = end_covering(&p.h, o)
     for k in range(taps):
         p.offset[k] = k * p.w.dilation % p.phases * p.pitch + k * p.w.dilation // p.phases
     for r in range(p.phases):
