@@ -152,11 +152,11 @@ cdef inline void copy_rows(real *to, const real *source, const Axis *y, const Ax
     cdef Py_ssize_t start = x.segment_start[j], n = x.segment_length[j]
     cdef Py_ssize_t first = min(n, ceil_div(-start, step)) if start < 0 else 0
     cdef Py_ssize_t last = max(first, min(n, ceil_div(x.size - start, step))) if start < x.size else first
-    cdef Py_ssize_t i, r, row
+    cdef Py_ssize_t i, _r, row
     source += start + first * step
     for i in range(y.segments):
         row = y.segment_start[i] + first_output * y.step
-        for r in range(y.segment_length[i]):
+        for _r in range(y.segment_length[i]):
             if 0 <= row < y.size:
                 copy_row(to, n, first, last, source + row * x.size, step, end)
             else:
@@ -173,8 +173,8 @@ cdef inline void copy_strip(real *strip, const real *source, Py_ssize_t channels
     Rows are written in ascending order, so that what one writes past its end is mended by the next; behind the strip lie
     LANES elements for the last one. `end` is the end of the array that source points into.
     """
-    cdef Py_ssize_t c, j
-    for c in range(channels):
+    cdef Py_ssize_t _c, j
+    for _c in range(channels):
         for j in range(x.segments):
             if x.step == 1:
                 copy_rows(strip, source, y, x, j, 1, first_output, pitch, end)

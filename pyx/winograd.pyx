@@ -16,7 +16,7 @@ from cython.parallel cimport prange
 
 from libc.string cimport memset
 from simd cimport real, vec, LANES, MR, load, store, splat, vrelu, lane_sum, zip_low, zip_high, even, odd, slide, transpose_vectors
-from mask cimport load_first_or_zero, store_first
+from mask cimport load_first_or_zero, store_first, prefetch
 from scratch cimport take, address
 from strip cimport copy_row, zero_run, ceil_div, padded_plane
 from tile cimport Tile, tile_rows
@@ -63,6 +63,8 @@ cdef void transform_block(const Winograd *p, Py_ssize_t g, Py_ssize_t b, Py_ssiz
     cdef Py_ssize_t c, f
     cdef const real *weight = p.weight + g * p.rows * p.channels * 9 + row * p.row_step + first * p.channel_step
     for c in range(channels):
+        for f in range(rows):
+            prefetch(weight + f * p.row_step + (c + 8) * p.channel_step)
         f = 0
         while f < rows:
             transform_kernels(weight + f * p.row_step + c * p.channel_step, p.row_step, <int>min(rows - f, <Py_ssize_t>LANES),
