@@ -13,13 +13,24 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TextIO
 
-from . import _check, _runtime
+from . import _check
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
     import numpy as np
+
+# How long threads of gcc's OpenMP spin before they sleep: 300 rounds are about 30 us, enough from one call to the next.
+# By default they spin for milliseconds, which on a processor that others use too makes two threads far slower than one.
+# libgomp reads this when it is loaded, here or earlier by somebody else; what the user has set is left alone.
+_spin = not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
+if _spin:
+    os.environ["GOMP_SPINCOUNT"] = "300"
+from . import _runtime  # noqa: E402
+
+if _spin:
+    del os.environ["GOMP_SPINCOUNT"]
 
 MAX_THREADS = 1024
 
