@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-# How long threads of gcc's OpenMP spin before they sleep: 300 rounds are about 30 us, enough from one call to the next.
+# How long threads of gcc's OpenMP spin before they sleep: 3000 rounds are about 0.3 ms, more than it takes to wake one.
 # By default they spin for milliseconds, which on a processor that others use too makes two threads far slower than one.
 # libgomp reads this when it is loaded, here or earlier by somebody else; what the user has set is left alone.
 _spin = not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
 if _spin:
-    os.environ["GOMP_SPINCOUNT"] = "300"
+    os.environ["GOMP_SPINCOUNT"] = "3000"
 from . import _runtime  # noqa: E402
 
 if _spin:
