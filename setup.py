@@ -55,7 +55,7 @@ CPU_LEVELS = '__attribute__((visibility("default"))) int f(void) { return __buil
 
 
 def extensions():
-    shared = [str(path) for suffix in ("pxd", "pxi", "h") for path in sorted(Path("pyx").glob(f"*.{suffix}"))]
+    shared = [str(path) for suffix in ("pxd", "pxi", "h") for path in sorted(Path("pyx").rglob(f"*.{suffix}"))]
     found = [Extension("cyconv._runtime", ["pyx/runtime.pyx"])]
     for family in FAMILIES:
         for isa, flags in INSTRUCTION_SETS.items():
@@ -114,17 +114,17 @@ class BuildVariants(build_ext):
         from Cython.Build import cythonize
 
         source = Path(extension.sources[0])
+        name = extension.name.rpartition(".")[2]
         build = Path("build", "cython")
         generated = build / ("debug" if DEBUG else "release")
         cythonize(
-            [Extension(source.stem, [str(source)])],
+            [Extension(source.stem if source.stem in FAMILIES else extension.name, [str(source)])],
             build_dir=str(generated),
             include_path=["pyx"],
             compiler_directives=DIRECTIVES,
             quiet=True,
         )
-        name = extension.name.rpartition(".")[2]
-        if name != source.stem:
+        if source.stem in FAMILIES:
             extension.define_macros.append((f"PyInit_{source.stem}", f"PyInit_{name}"))
         # A copy of its own, since object files are named after their source. It ends with its flags and is rewritten
         # only when it changes, so that it is compiled again when the source or a flag changed, and not otherwise.

@@ -8,6 +8,7 @@ cyconv/_reference.py the plain version.
 """
 from cython.parallel cimport prange
 
+from cyconv._runtime cimport ready, useful_threads
 from libc.string cimport memset
 from mask cimport load_first_or_zero, store_first
 from simd cimport REGISTERS, real, vec, LANES, MR, load, store, splat, vrelu, lane_sum, zip_low, zip_high, transpose_vectors
@@ -36,10 +37,6 @@ cdef enum:
     SWAP_SHARES = 16
     SWAP_ROWS = 16              # output channels whose taps are copied together: whole cache lines on both sides
     MAX_WEIGHT_IN_PLACE = 1 << 20   # bytes of a weight whose columns the gradient of x reads without missing the L2
-
-
-cdef inline int useful_threads(double work, Py_ssize_t tasks, int threads) noexcept nogil:
-    return <int>max(1., min(min(<double>threads, <double>tasks), work / WORK_PER_THREAD))
 
 
 cdef inline Py_ssize_t lines(Py_ssize_t elements) noexcept nogil:
@@ -121,8 +118,8 @@ cdef bint run_pass(Pass *p, Py_ssize_t *tables, int threads, list scratch) excep
     for i in range(p.phase_count):
         work += <double>p.phases[i].x.taps * p.phases[i].x.extent
     work *= <double>p.images * p.groups * p.rows * p.channels * p.y.taps * p.y.extent
-    plan_pass(p, tables, useful_threads(work, threads, threads))
-    parts = useful_threads(work, p.tasks, threads)
+    plan_pass(p, tables, useful_threads(work, WORK_PER_THREAD, threads, threads))
+    parts = useful_threads(work, WORK_PER_THREAD, p.tasks, threads)
     size = lines(p.scratch)
     block = take(scratch, <double>size * sizeof(real) * parts)
     strips = <real *>address(block)
@@ -130,7 +127,7 @@ cdef bint run_pass(Pass *p, Py_ssize_t *tables, int threads, list scratch) excep
         if parts == 1:
             run_share(p, 0, 1, strips)
         else:
-            for part in prange(parts, num_threads=parts, schedule="static"):
+            for part in prange(parts, num_threads=ready(parts), schedule="static"):
                 run_share(p, part, parts, strips + part * size)
     scratch.append(block)
     return nan_in_corners(p)
@@ -205,7 +202,7 @@ cdef bytearray swapped_weight(Pass *p, Py_ssize_t taps, int threads, list scratc
     cdef Py_ssize_t share, shares = p.groups * SWAP_SHARES
     cdef bytearray block = take(scratch, (<double>p.groups * size + LANES) * sizeof(real))
     cdef real *to = <real *>address(block)
-    for share in prange(shares, num_threads=useful_threads(<double>p.groups * size, shares, threads), schedule="static",
+    for share in prange(shares, num_threads=ready(useful_threads(<double>p.groups * size, WORK_PER_THREAD, shares, threads)), schedule="static",
                         nogil=True):
         swap_channels(to + share // SWAP_SHARES * size, p.a + share // SWAP_SHARES * size, p.channels, p.rows, taps,
                       share % SWAP_SHARES, SWAP_SHARES)
@@ -293,7 +290,7 @@ def grad_weight(const real[:, :, :, ::1] x, const real[:, :, :, ::1] grad_out, r
     forward_axis(&p.x, kw, 1, sw, pw, dw, x.shape[3], grad_out.shape[3])
     plan_weight(&p)
     fill_weight_tables(&p, rest)
-    parts = useful_threads(<double>p.images * p.weight_size * pixels, p.tasks, threads)
+    parts = useful_threads(<double>p.images * p.weight_size * pixels, WORK_PER_THREAD, p.tasks, threads)
     size = lines(p.splits * p.weight_size) if p.splits > 1 else 0
     part_size = lines(sum_elements(&p)) + lines(weight_strip_elements(&p)) + lines(panel_elements(&p))
     block = take(scratch, (<double>size + <double>part_size * parts) * sizeof(real))
@@ -303,7 +300,7 @@ def grad_weight(const real[:, :, :, ::1] x, const real[:, :, :, ::1] grad_out, r
         if parts == 1:
             run_weight_share(&p, 0, 1, memory + size)
         else:
-            for part in prange(parts, num_threads=parts, schedule="static"):
+            for part in prange(parts, num_threads=ready(parts), schedule="static"):
                 run_weight_share(&p, part, parts, memory + size + part * part_size)
         if p.splits > 1:
             add_partial(&p, &grad_weight[0, 0, 0, 0])
@@ -342,13 +339,13 @@ cdef real channel_sum(const real[:, :, :, ::1] grad_out, Py_ssize_t f) noexcept 
 def grad_bias(const real[:, :, :, ::1] grad_out, real[::1] grad_bias, int threads):
     """The gradient of the bias: the sum of grad_out over images and pixels."""
     cdef Py_ssize_t f
-    cdef int parts = useful_threads(grad_out.size, grad_bias.shape[0], threads)
+    cdef int parts = useful_threads(grad_out.size, WORK_PER_THREAD, grad_bias.shape[0], threads)
     with nogil:
         if parts == 1:
             for f in range(grad_bias.shape[0]):
                 grad_bias[f] = channel_sum(grad_out, f)
         else:
-            for f in prange(grad_bias.shape[0], num_threads=parts, schedule="static"):
+            for f in prange(grad_bias.shape[0], num_threads=ready(parts), schedule="static"):
                 grad_bias[f] = channel_sum(grad_out, f)
 
 

@@ -8,6 +8,8 @@ the backward passes); a part owns its rows, and the order in which an element is
 is a few lines for each thread. cyconv/_reference_pool.py is the plain version.
 """
 from cython.parallel cimport prange, threadid
+
+from cyconv._runtime cimport ready, useful_threads
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
@@ -71,7 +73,7 @@ cdef run(Work *w, Pool *p, int threads, list scratch):
     cdef Py_ssize_t part, parts = 1, tables = table_bytes(p)
     cdef bytearray block
     cdef char *arena
-    threads = <int>max(1, min(<Py_ssize_t>threads, p.planes * (p.in_plane + p.out_plane) // ELEMENTS_PER_THREAD))
+    threads = useful_threads(<double>p.planes * (p.in_plane + p.out_plane), ELEMENTS_PER_THREAD, threads, threads)
     w.rows = p.planes * p.d.out * p.h.out if w.kind <= INDICES else p.planes * p.d.size * p.h.size
     if w.kind == SCATTER:
         w.parts_of_plane = 1 if p.planes >= threads else min(p.d.size * p.h.size, ceil_div(threads, p.planes))
@@ -90,7 +92,7 @@ cdef run(Work *w, Pool *p, int threads, list scratch):
         if parts == 1:
             run_part(w, p, 0, 1, <real *>(arena + tables))
         else:
-            for part in prange(parts, num_threads=threads, schedule="dynamic"):
+            for part in prange(parts, num_threads=ready(threads), schedule="dynamic"):
                 run_part(w, p, part, parts, <real *>(arena + tables) + threadid() * w.elements)
     scratch.append(block)
 

@@ -31,6 +31,9 @@ cdef extern from *:
     bint supports_avx2()
     bint supports_avx512()
 
+cdef extern from "team.h":
+    void spread_team(int count) noexcept nogil
+
 openmp = bool(HAVE_OPENMP)
 compiler = (<bytes>__VERSION__).decode()
 flags = (<bytes>BUILD_FLAGS).decode()
@@ -45,3 +48,10 @@ def supported_instruction_sets():
 def max_threads():
     """OpenMP's limit for the calling thread, as OMP_NUM_THREADS or threadpoolctl left it; 1 without OpenMP."""
     return omp_get_max_threads()
+
+
+cdef int ready(int threads) noexcept nogil:
+    """Make the team of a prange ready to be woken; return its size."""
+    if threads > 1:
+        spread_team(threads)
+    return threads

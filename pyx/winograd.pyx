@@ -14,6 +14,7 @@ the padded input. Reference: cyconv/_reference.py.
 """
 from cython.parallel cimport prange
 
+from cyconv._runtime cimport ready, useful_threads
 from libc.string cimport memset
 from simd cimport real, vec, LANES, MR, load, store, splat, vrelu, lane_sum, zip_low, zip_high, even, odd, slide, transpose_vectors
 from mask cimport load_first_or_zero, store_first, prefetch
@@ -280,7 +281,7 @@ def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, bint ro
     p.pw = pw
     p.row_step = 9 if rotated else 9 * p.channels
     p.channel_step = 9 * p.rows if rotated else 9
-    parts = <int>max(1., min(<double>threads, <double>out.size * p.channels * 9 / WORK_PER_THREAD))
+    parts = useful_threads(<double>out.size * p.channels * 9, WORK_PER_THREAD, threads, threads)
     plan(&p, parts)
     parts = <int>min(<Py_ssize_t>parts, p.tasks)
     size = padded_plane(36 * (p.u_plane + p.v_plane + p.m_plane) + max(p.strip + 24 * p.cell_plane, 4 * p.line))
@@ -297,7 +298,7 @@ def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, bint ro
         if parts == 1:
             run_tasks(&p, 0, p.tasks, memory, bad)
         else:
-            for part in prange(parts, num_threads=parts, schedule="static"):
+            for part in prange(parts, num_threads=ready(parts), schedule="static"):
                 run_tasks(&p, p.tasks * part // parts, p.tasks * (part + 1) // parts, memory + part * size, bad)
     found = set()
     for i in range(p.tasks * p.joined):

@@ -1,5 +1,6 @@
 """Threads: the same bits for any number of them, calls from several Python threads, the GIL, limits from outside."""
 
+import os
 import sys
 import threading
 import time
@@ -179,6 +180,27 @@ def test_a_bad_number_of_threads_is_refused(n, error):
     for function in (cyconv.set_num_threads, cyconv.num_threads):
         with pytest.raises(error, match=f"n must be .*got {n!r}"):
             function(n)
+
+
+AFFINITIES = """
+import os
+import numpy as np, cyconv
+before = os.sched_getaffinity(0)
+x, weight = np.ones((1, 64, 56, 56), np.float32), np.ones((64, 64, 3, 3), np.float32)
+for _ in range(3):
+    cyconv.conv2d(x, weight)
+others = [os.sched_getaffinity(int(t)) for t in os.listdir("/proc/self/task") if int(t) != os.getpid()]
+print(os.sched_getaffinity(0) == before, [len(before - other) for other in others])
+"""
+
+
+@needs_openmp
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs Linux and two processors"
+)
+@pytest.mark.parametrize(("threads", "expected"), [("1", "True []"), ("2", "True [1]")])
+def test_woken_threads_keep_off_the_processor_of_the_caller(threads, expected):
+    assert run_python(AFFINITIES, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS="1") == expected
 
 
 @needs_openmp

@@ -1,0 +1,1 @@
+# Lets kernels cimport from the modules of the package.
