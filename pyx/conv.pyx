@@ -202,8 +202,8 @@ cdef bytearray swapped_weight(Pass *p, Py_ssize_t taps, int threads, list scratc
     cdef Py_ssize_t share, shares = p.groups * SWAP_SHARES
     cdef bytearray block = take(scratch, (<double>p.groups * size + LANES) * sizeof(real))
     cdef real *to = <real *>address(block)
-    for share in prange(shares, num_threads=ready(useful_threads(<double>p.groups * size, WORK_PER_THREAD, shares, threads)), schedule="static",
-                        nogil=True):
+    cdef int useful = useful_threads(<double>p.groups * size, WORK_PER_THREAD, shares, threads)
+    for share in prange(shares, num_threads=ready(useful), schedule="static", nogil=True):
         swap_channels(to + share // SWAP_SHARES * size, p.a + share // SWAP_SHARES * size, p.channels, p.rows, taps,
                       share % SWAP_SHARES, SWAP_SHARES)
     p.a = to
