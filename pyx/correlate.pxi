@@ -142,7 +142,11 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
         plan_strips(p, min(most, max(p.strips + 1, p.strips * fit // 2)))
     # Enough tasks for every thread, evenly.
     strips = p.strips
-    blocks = p.images * p.groups * p.row_blocks
+    blocks = p.images * p.groups
+    if p.row_blocks > 2 * threads and p.strips == 1:
+        while blocks * p.row_blocks < 16 * threads and blocks * p.row_blocks % threads != 0:
+            p.row_blocks += 1
+    blocks *= p.row_blocks
     while strips < most and blocks * strips < 16 * threads and blocks * strips % threads != 0:
         strips += 1
     if strips != p.strips:
