@@ -41,6 +41,8 @@ cdef struct Pass:
     # the plan
     bint in_place               # the source itself serves as strip
     bint column                 # the column tile
+    bint square                 # the column tile's place is taken by square.pxd's
+    bint pair                   # both phases at once, from one strip, by square.pxd's
     bint staged                 # results are computed in scratch, then spread over the rows of out
     Py_ssize_t strips, strip_rows, row_blocks, tasks
     Py_ssize_t result_plane     # of one phase and row
@@ -62,7 +64,7 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
     p.strip_rows = ceil_div(p.y.extent, strips)
     p.scratch = 0
     plan_segments(&p.y, p.strip_rows, True)
-    for i in range(p.phase_count):
+    for i in range(1 if p.pair else p.phase_count):
         phase = p.phases + i
         phase.plane = p.y.size * phase.x.size if p.in_place else padded_plane(total_length(&p.y) * phase.pitch)
         phase.strip = p.scratch
@@ -112,19 +114,30 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     """Choose tile, strips and tasks, fill the step tables: 2 * channels * taps of y * taps of x of all phases."""
     cdef Phase *phase = p.phases
     cdef Py_ssize_t i, taps, strips, most, blocks, fit
-    p.staged = p.out_y != phase.x.extent
+    plan_segments(&p.y, 1, True)
+    for i in range(p.phase_count):
+        plan_segments(&p.phases[i].x, 1, True)
+    p.pair = is_pair(p)
+    p.column = p.rows <= COLUMN_MAX_ROWS and p.y.taps > 1 and not p.pair
+    p.square = p.column and p.phase_count == 1 and is_square(&p.y, &phase.x)
+    p.staged = p.out_y != phase.x.extent and not (p.pair or p.square)
     p.in_place = lies_in_place(p)
     if p.in_place and not p.staged:         # one column of pixels, so that a strip may begin anywhere
         p.y.extent = p.y.size = p.y.size * phase.x.size
         phase.x.extent = phase.x.size = p.out_y = 1
-    p.column = p.rows <= COLUMN_MAX_ROWS and p.y.taps > 1
     for i in range(p.phase_count):
         phase = p.phases + i
         # Row by row costs the lanes past the row's end, exact columns a copy of the source for every tap along x.
-        phase.exact = not p.column and (phase.x.extent < LANES or ceil_div(phase.x.extent, LANES) * LANES * 16
+        phase.exact = not (p.column or p.pair) and (phase.x.extent < LANES or ceil_div(phase.x.extent, LANES) * LANES * 16
                                         > phase.x.extent * 17)
         plan_segments(&phase.x, phase.x.extent, not phase.exact)
         phase.pitch = phase.x.extent if phase.exact else longest_segment(&phase.x)
+    phase = p.phases
+    if p.pair:
+        share_segment(&p.phases[0].x, &p.phases[1].x)
+        phase.pitch = longest_segment(&phase.x)
+    if p.square or p.pair:      # their vectors are aligned
+        phase.pitch = ceil_div(phase.pitch, LANES) * LANES
     p.row_blocks = ceil_div(p.rows, MR)
     p.channel_blocks = 1
     if not (p.in_place or p.column or p.staged):
@@ -152,7 +165,7 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     if strips != p.strips:
         plan_strips(p, strips)
     p.tasks = blocks * p.strips
-    if p.column:
+    if p.column and not p.square:
         p.a_row = plan_runs(&p.y, COLUMN_TAPS, p.column_steps)
     for i in range(p.phase_count):
         phase = p.phases + i
@@ -160,7 +173,9 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
         phase.step_a = tables
         phase.step_b = tables + p.channels * p.y.taps * phase.x.taps
         tables += 2 * p.channels * p.y.taps * phase.x.taps
-        if p.column:
+        if p.square or p.pair:
+            pass
+        elif p.column:
             for taps in range(COLUMN_TAPS, 0, -1):
                 if p.column_steps[taps]:
                     fill_steps(p, phase, taps)
@@ -224,6 +239,101 @@ cdef void run_partial(const Tile *t, Py_ssize_t rows, Py_ssize_t vectors, const 
             store_first(out, vrelu(v) if t.relu else v, <int>lanes[j])
 
 
+cdef bint is_square(const Axis *y, const Axis *x) noexcept nogil:
+    """Whether square.pxd has the window, whose segments have been planned."""
+    cdef Py_ssize_t i
+    if y.taps != x.taps or y.step != x.step or not has_square(y.taps, y.step):
+        return False
+    for i in range(y.taps):
+        if (y.segment[i] != i % y.step or y.offset[i] != i // y.step or x.segment[i] != i % x.step
+                or x.offset[i] != i // x.step):
+            return False
+    return True
+
+
+cdef bint is_pair(const Pass *p) noexcept nogil:
+    """Whether square.pxd has the two phases, whose segments have been planned."""
+    cdef const Axis *x
+    cdef Py_ssize_t i, j
+    if (p.phase_count != 2 or p.rows * p.channels > 1 or p.y.segments != 1
+            or not has_pair(p.y.taps, p.phases[0].x.taps, p.phases[1].x.taps)):
+        return False
+    for i in range(2):
+        x = &p.phases[i].x
+        for j in range(x.taps):
+            if x.segments != 1 or x.offset[j] != j:
+                return False
+    for j in range(p.y.taps):
+        if p.y.offset[j] != j:
+            return False
+    return True
+
+
+cdef void share_segment(Axis *x, Axis *other) noexcept nogil:
+    """Let the only segments of two axes be one."""
+    cdef Py_ssize_t first = min(x.segment_start[0], other.segment_start[0])
+    cdef Py_ssize_t end = max(x.segment_start[0] + x.segment_length[0], other.segment_start[0] + other.segment_length[0])
+    cdef Py_ssize_t i
+    for i in range(x.taps):
+        x.offset[i] += x.segment_start[0] - first
+    for i in range(other.taps):
+        other.offset[i] += other.segment_start[0] - first
+    x.segment_start[0] = other.segment_start[0] = first
+    x.segment_length[0] = other.segment_length[0] = end - first
+
+
+cdef void gather_taps(const Pass *p, const Axis *x, const real *a, real *taps) noexcept nogil:
+    cdef Py_ssize_t i, j
+    for i in range(p.y.taps):
+        for j in range(x.taps):
+            taps[i * x.taps + j] = a[p.y.index[i] + x.index[j]]
+
+
+cdef void run_pair_block(const Pass *p, const Tile *t, real *out, Py_ssize_t strip_rows) noexcept nogil:
+    """All pixels of the strip for one channel and both phases."""
+    cdef const Axis *x = &p.phases[0].x
+    cdef const Axis *odd = &p.phases[1].x
+    cdef Square square
+    set_square(&square, &p.y, p.phases[0].pitch, p.phases[0].plane)
+    square.height = strip_rows
+    square.width = x.extent + odd.extent
+    square.out = out
+    square.out_y = p.out_y
+    gather_taps(p, x, t.a, square.taps)
+    gather_taps(p, odd, t.a, square.odd_taps)
+    square.b = t.b + x.offset[0]
+    square.odd_b = t.b + odd.offset[0]
+    run_pair(<int>p.y.taps, <int>x.taps, <int>odd.taps, &square)
+
+
+cdef void set_square(Square *square, const Axis *y, Py_ssize_t pitch, Py_ssize_t plane) noexcept nogil:
+    """What the planes of a pass have in common."""
+    square.pitch = pitch
+    square.y_segment = y.segment_length[0] * pitch
+    square.x_segment = plane
+
+
+cdef void run_square_block(const Pass *p, const Tile *t, real *out, Py_ssize_t rows, Py_ssize_t channels,
+                           Py_ssize_t strip_rows) noexcept nogil:
+    """All pixels of the strip for one block of rows, one channel after the other."""
+    cdef const Axis *x = &p.phases[0].x
+    cdef Py_ssize_t m, c
+    cdef Square square
+    set_square(&square, &p.y, p.phases[0].pitch, p.phases[0].plane)
+    square.height = strip_rows
+    square.width = x.extent
+    square.out_y = p.out_y
+    for m in range(rows):
+        square.out = out + m * p.out_plane
+        square.start = t.bias[m] if t.bias != NULL else 0
+        for c in range(channels):
+            gather_taps(p, x, t.a + m * p.row_step + c * p.channel_step, square.taps)
+            square.b = t.b + c * x.segments * p.phases[0].plane
+            square.accumulate = c > 0
+            square.relu = t.relu and c == channels - 1
+            run_square(<int>p.y.taps, <int>p.y.step, &square)
+
+
 cdef void run_column_block(const Pass *p, const Phase *phase, const Tile *t, real *out, Py_ssize_t out_row,
                            Py_ssize_t out_y, Py_ssize_t rows, Py_ssize_t strip_rows) noexcept nogil:
     """The same with the column tile, for one number of taps after the other."""
@@ -284,15 +394,17 @@ cdef void interleave(const Pass *p, real *out, const real *results, Py_ssize_t r
 cdef void run_tasks(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *scratch) noexcept nogil:
     """The tasks first..last, the row blocks of a strip together."""
     cdef Py_ssize_t end
+    cdef bint clear = True
     while first < last:
         end = min(last, (first // p.row_blocks + 1) * p.row_blocks)
-        run_strip(p, first // p.row_blocks, first % p.row_blocks, (end - 1) % p.row_blocks + 1, scratch)
+        run_strip(p, first // p.row_blocks, first % p.row_blocks, (end - 1) % p.row_blocks + 1, clear, scratch)
         first = end
+        clear = False
 
 
-cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_ssize_t last_block,
+cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_ssize_t last_block, bint clear,
                     real *scratch) noexcept nogil:
-    """Row blocks first_block..last_block of one strip, counted over images, groups and their strips."""
+    """Row blocks first_block..last_block of one strip, counted over images, groups and their strips; `clear` for the first."""
     cdef Py_ssize_t image_group = strip // p.strips
     cdef Py_ssize_t group = image_group % p.groups
     cdef Py_ssize_t y0 = strip % p.strips * p.y.extent // p.strips
@@ -309,10 +421,10 @@ cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_
     while c0 < p.channels:
         channels = min(p.block_channels, p.channels - c0)
         source = p.source + (image_group * p.channels + c0) * source_plane
-        for i in range(0 if p.in_place else p.phase_count):
+        for i in range(0 if p.in_place else 1 if p.pair else p.phase_count):
             phase = p.phases + i
-            copy_strip(scratch + phase.strip, source, channels, source_plane, &p.y, &phase.x, y0, phase.plane,
-                       phase.pitch, p.source + p.images * p.groups * p.channels * source_plane)
+            copy_strip(scratch + phase.strip, source, channels, source_plane, clear or p.strips > 1 or p.channel_blocks > 1, &p.y,
+                       &phase.x, y0, phase.plane, phase.pitch)
         t.accumulate = c0 > 0
         t.relu = p.relu and c0 + channels == p.channels
         for block in range(first_block, last_block):
@@ -326,13 +438,19 @@ cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_
                 t.a = scratch + p.panel
             t.bias = p.bias + group * p.rows + m0 if p.bias != NULL and c0 == 0 else NULL
             out = p.out + (image_group * p.rows + m0) * p.out_plane + y0 * p.out_y
+            if p.pair:
+                t.b = scratch + p.phases[0].strip
+                run_pair_block(p, &t, out, strip_rows)
+                continue
             for i in range(p.phase_count):
                 phase = p.phases + i
                 t.step_a = phase.step_a
                 t.step_b = phase.step_b
                 t.steps = phase.steps // p.block_channels * channels
                 t.b = source + y0 * phase.x.size if p.in_place else scratch + phase.strip
-                if p.staged:
+                if p.square:
+                    run_square_block(p, &t, out, rows, channels, strip_rows)
+                elif p.staged:
                     run_rows(p, phase, &t, scratch + p.results + i * p.result_plane, p.phase_count * p.result_plane,
                              phase.x.extent, rows, strip_rows)
                 else:

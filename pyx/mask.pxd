@@ -21,3 +21,7 @@ cdef extern from "mask.h" nogil:
     void join3(vec *v) noexcept
     void prefetch(const real *p) noexcept
     vec load_first_or_zero(const real *p, int n) noexcept
+    ctypedef int place
+    place places(Py_ssize_t n) noexcept
+    vec load_at(const real *p, place n) noexcept
+    void fence() noexcept

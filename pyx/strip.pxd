@@ -4,7 +4,8 @@
 # Along one axis, output o of tap i reads source index start[i] + o * step. Taps whose runs overlap share a segment; runs
 # of different residues modulo the step never do. With exact columns every tap along x has a segment of its own, as wide
 # as the output: rows then follow each other without a gap and vectors cross from one to the next.
-from simd cimport real, LANES, load, store, splat, even
+from simd cimport real, vec, LANES, load, store, splat, even, odd
+from mask cimport load_first_or_zero, store_first
 
 
 cdef enum:
@@ -105,8 +106,7 @@ cdef inline void copy_run(real *to, const real *source, Py_ssize_t n) noexcept n
     """Copy n contiguous elements; the ranges do not overlap."""
     cdef Py_ssize_t i = 0
     if n < LANES:
-        for i in range(n):
-            to[i] = source[i]
+        store_first(to, load_first_or_zero(source, <int>n), <int>n)
         return
     while i + LANES <= n:
         store(to + i, load(source + i))
@@ -123,64 +123,88 @@ cdef inline void zero_run(real *to, Py_ssize_t n) noexcept nogil:
         i += LANES
 
 
-cdef inline void copy_row(real *to, Py_ssize_t n, Py_ssize_t first, Py_ssize_t last, const real *source,
-                          const Py_ssize_t step, const real *end) noexcept nogil:
-    """to[first + i] = source[i * step] up to `last`, the rest of the n elements zero.
-
-    Up to LANES - 1 elements behind to + n are overwritten; nothing is read from `end` on.
-    """
-    cdef Py_ssize_t i = 0, length = last - first
-    if first > 0:
-        zero_run(to, first)
-        to += first
-    if step <= 2 and source + step * (length + LANES) <= end:
-        while i < length:
-            store(to + i, load(source + i) if step == 1 else even(load(source + 2 * i), load(source + 2 * i + LANES)))
-            i += LANES
-    elif step == 1:
-        copy_run(to, source, length)
-    else:
-        for i in range(length):
-            to[i] = source[i * step]
-    if last < n:
-        zero_run(to + length, n - last)
+cdef inline void copy_split(real *low, Py_ssize_t n_low, real *high, Py_ssize_t n_high, const real *source) noexcept nogil:
+    """low[i] = source[2 * i] for i < n_low, high[i] = source[2 * i + 1] for i < n_high, which is n_low, one less, or 0."""
+    cdef Py_ssize_t i = 0, left = max(2 * n_low - 1, 2 * n_high)
+    cdef vec a, b
+    while left >= 2 * LANES:
+        a = load(source + 2 * i)
+        b = load(source + 2 * i + LANES)
+        store(low + i, even(a, b))
+        if n_high:
+            store(high + i, odd(a, b))
+        i += LANES
+        left -= 2 * LANES
+    if left > 0:
+        a = load_first_or_zero(source + 2 * i, <int>min(left, <Py_ssize_t>LANES))
+        b = load_first_or_zero(source + 2 * i + LANES, <int>max(left - LANES, <Py_ssize_t>0))
+        store_first(low + i, even(a, b), <int>(n_low - i))
+        if n_high:
+            store_first(high + i, odd(a, b), <int>(n_high - i))
 
 
-cdef inline void copy_rows(real *to, const real *source, const Axis *y, const Axis *x, Py_ssize_t j, const Py_ssize_t step,
-                           Py_ssize_t first_output, Py_ssize_t pitch, const real *end) noexcept nogil:
-    """Segment j along x of all rows of one channel; step is that of x, a constant if it is small."""
-    cdef Py_ssize_t start = x.segment_start[j], n = x.segment_length[j]
-    cdef Py_ssize_t first = min(n, ceil_div(-start, step)) if start < 0 else 0
-    cdef Py_ssize_t last = max(first, min(n, ceil_div(x.size - start, step))) if start < x.size else first
-    cdef Py_ssize_t i, _r, row
-    source += start + first * step
+cdef inline void first_and_last(const Axis *x, Py_ssize_t segment, Py_ssize_t *first, Py_ssize_t *last) noexcept nogil:
+    """The elements of a segment that lie inside the source."""
+    cdef Py_ssize_t start = x.segment_start[segment], n = x.segment_length[segment]
+    first[0] = min(n, ceil_div(-start, x.step)) if start < 0 else 0
+    last[0] = max(first[0], min(n, ceil_div(x.size - start, x.step))) if start < x.size else first[0]
+
+
+cdef inline void copy_segment(real *to, const real *source, const Axis *y, const Axis *x, Py_ssize_t segment, Py_ssize_t with_next,
+                              Py_ssize_t first_output, Py_ssize_t plane, Py_ssize_t pitch) noexcept nogil:
+    """What the source has of one segment along x, of all rows of one channel; `with_next` also that of the segment so far behind, whose
+    elements follow those of this one in a source of step 2, one by one."""
+    cdef Py_ssize_t first, last, next_first = 0, next_last = 0, i, j, k, row
+    first_and_last(x, segment, &first, &last)
+    if with_next:
+        first_and_last(x, segment + with_next, &next_first, &next_last)
+    to += segment * plane
+    source += x.segment_start[segment] + first * x.step
     for i in range(y.segments):
         row = y.segment_start[i] + first_output * y.step
-        for _r in range(y.segment_length[i]):
+        for j in range(y.segment_length[i]):
             if 0 <= row < y.size:
-                copy_row(to, n, first, last, source + row * x.size, step, end)
-            else:
-                zero_run(to, n)
+                if x.step == 1:
+                    copy_run(to + first, source + row * x.size, last - first)
+                elif x.step == 2:
+                    copy_split(to + first, last - first, to + with_next * plane + next_first, next_last - next_first,
+                               source + row * x.size)
+                else:
+                    for k in range(first, last):
+                        to[k] = source[row * x.size + (k - first) * x.step]
             row += y.step
             to += pitch
 
 
-cdef inline void copy_strip(real *strip, const real *source, Py_ssize_t channels, Py_ssize_t source_plane,
-                            const Axis *y, const Axis *x, Py_ssize_t first_output, Py_ssize_t plane, Py_ssize_t pitch,
-                            const real *end) noexcept nogil:
-    """Copy what the outputs of rows first_output... read of `channels` channels into the strip, padding included.
+cdef inline Py_ssize_t pair_of(const Axis *x, Py_ssize_t segment) noexcept nogil:
+    """Where the segment is whose elements follow those of this one, one by one, in a source of step 2; 0 if nowhere."""
+    cdef Py_ssize_t first, last, next_first, next_last, other = 1 - segment
+    if x.step != 2 or x.segments != 2:
+        return 0
+    first_and_last(x, segment, &first, &last)
+    first_and_last(x, other, &next_first, &next_last)
+    if (x.segment_start[segment] + 2 * first + 1 == x.segment_start[other] + 2 * next_first
+            and last - first - 1 <= next_last - next_first <= last - first and next_last > next_first):
+        return other - segment
+    return 0
 
-    Rows are written in ascending order, so that what one writes past its end is mended by the next; behind the strip lie
-    LANES elements for the last one. `end` is the end of the array that source points into.
+
+cdef inline void copy_strip(real *strip, const real *source, Py_ssize_t channels, Py_ssize_t source_plane, bint clear,
+                            const Axis *y, const Axis *x, Py_ssize_t first_output, Py_ssize_t plane, Py_ssize_t pitch) noexcept nogil:
+    """Copy what the outputs of rows first_output... read of `channels` channels into the strip.
+
+    Padding is written only if `clear`: it is the same for all strips that begin at the same row.
     """
     cdef Py_ssize_t _c, j
+    cdef Py_ssize_t first = 0 if pair_of(x, 0) else 1
+    cdef Py_ssize_t pair = pair_of(x, first)
+    if clear:
+        zero_run(strip, channels * x.segments * plane)
     for _c in range(channels):
-        for j in range(x.segments):
-            if x.step == 1:
-                copy_rows(strip, source, y, x, j, 1, first_output, pitch, end)
-            elif x.step == 2:
-                copy_rows(strip, source, y, x, j, 2, first_output, pitch, end)
-            else:
-                copy_rows(strip, source, y, x, j, x.step, first_output, pitch, end)
-            strip += plane
+        if pair:
+            copy_segment(strip, source, y, x, first, pair, first_output, plane, pitch)
+        else:
+            for j in range(x.segments):
+                copy_segment(strip, source, y, x, j, 0, first_output, plane, pitch)
+        strip += x.segments * plane
         source += source_plane

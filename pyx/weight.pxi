@@ -33,6 +33,7 @@ cdef struct WeightPass:
     Py_ssize_t *step_b
     Py_ssize_t *tap             # [taps] offset in the strip's channel
     bint dot                    # lanes are pixels
+    bint square                 # dot.pxd's place is taken by square.pxd
     Py_ssize_t run_step         # between the taps of a run in the weight
 
 
@@ -62,6 +63,10 @@ cdef void plan_weight(WeightPass *p) noexcept nogil:
     p.chunks = ceil_div(p.channels, CHUNK_CHANNELS)
     plan_segments(&p.x, p.x.extent, True)
     p.pitch = longest_segment(&p.x)
+    plan_segments(&p.y, 1, True)
+    p.square = p.dot and is_square(&p.y, &p.x)
+    if p.square:
+        p.pitch = ceil_div(p.pitch, LANES) * LANES
     p.chunk_channels = ceil_div(p.channels, p.chunks)
     plan_weight_strips(p, 1)
     while (p.strips < p.y.extent
@@ -98,16 +103,24 @@ cdef void add_dots(const WeightPass *p, real *sums, const real *strip, const rea
                    Py_ssize_t strip_rows) noexcept nogil:
     """Add one unit's products to the sums [output channel][input channel][tap] with the tile of dot.pxd."""
     cdef Dot t
+    cdef Square square
     cdef real part[DOT_TAPS]
     cdef real *sums_fc
     cdef Py_ssize_t f, c, i, j, k
     t.height = strip_rows
     t.width = p.x.extent
     t.pitch = p.pitch
+    set_square(&square, &p.y, p.pitch, p.plane)
+    square.height = strip_rows
+    square.width = p.x.extent
     for f in range(p.rows):
-        t.grad_out = grad_out + f * p.y.extent * p.x.extent
+        square.grad_out = t.grad_out = grad_out + f * p.y.extent * p.x.extent
         for c in range(channels):
             sums_fc = sums + (f * channels + c) * p.y.taps * p.x.taps
+            if p.square:
+                square.b = strip + c * p.x.segments * p.plane
+                run_dot_square(<int>p.y.taps, <int>p.y.step, &square, sums_fc)
+                continue
             for i in range(p.y.taps):
                 if p.y.run[i] == 0:
                     continue
@@ -215,7 +228,7 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, real *sums, real
         y0 = s * p.y.extent // p.strips
         pixels = ((s + 1) * p.y.extent // p.strips - y0) * p.x.extent
         copy_strip(strip, p.source + ((n * p.groups + group) * p.channels + c0) * source_plane, channels, source_plane,
-                   &p.y, &p.x, y0, p.plane, p.pitch, p.source + p.images * p.groups * p.channels * source_plane)
+                   p.strips > 1 or unit == split * units // p.splits, &p.y, &p.x, y0, p.plane, p.pitch)
         grad_out = p.grad_out + (n * p.groups + group) * p.rows * out_plane + y0 * p.x.extent
         t.accumulate = unit > split * units // p.splits
         if p.dot:

@@ -19,7 +19,7 @@ from libc.string cimport memset
 from simd cimport real, vec, LANES, MR, load, store, splat, vrelu, lane_sum, zip_low, zip_high, even, odd, slide, transpose_vectors
 from mask cimport load_first_or_zero, store_first, prefetch
 from scratch cimport take, address
-from strip cimport copy_row, zero_run, ceil_div, padded_plane
+from strip cimport copy_run, zero_run, ceil_div, padded_plane
 from tile cimport Tile, tile_rows
 
 include "winograd.pxi"
@@ -104,10 +104,9 @@ cdef void load_tiles(const Winograd *p, const real *x_nc, const Block *block, re
     cdef real *cells = strip + p.strip
     for r in range(4 * block.rows + 2):
         y = 4 * block.y + r - p.ph
+        zero_run(strip + r * p.strip_pitch, n)
         if 0 <= y < p.height:
-            copy_row(strip + r * p.strip_pitch, n, first, last, x_nc + y * p.width + x + first, 1, p.x_end)
-        else:
-            zero_run(strip + r * p.strip_pitch, n)
+            copy_run(strip + r * p.strip_pitch + first, x_nc + y * p.width + x + first, last - first)
     for r in range(4 * block.rows + 2):
         split_row(strip + r * p.strip_pitch, block.columns, cells + r % 4 * 6 * p.cell_plane + r // 4 * block.columns, p.cell_plane)
     while t < tiles:            # the last vector overlaps the one before it
