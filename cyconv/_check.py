@@ -60,7 +60,7 @@ def same_shape(name: str, value: Array, shape: Sequence[int]) -> None:
 def contiguous(a: Array) -> Array:
     """Return `a` if it is C-contiguous and aligned, else a copy that is."""
     flags = a.flags
-    return a if flags.c_contiguous and flags.aligned else a.copy(order="C")
+    return a if flags.carray or (flags.c_contiguous and flags.aligned) else a.copy(order="C")
 
 
 def spatial(name: str, shape: Ints, n: int) -> bool:
@@ -189,16 +189,22 @@ def output(name: str, out: Any, shape: Ints, dtype: np.dtype[Any], *inputs: Arra
     """Return a new array, or `out` if the result may be written to it. A refused `out` is untouched."""
     if out is None:
         return np.empty(shape, dtype)
-    array(name, out)
-    if out.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype} like the input, got {out.dtype}")
-    same_shape(name, out, shape)
-    if not out.flags.writeable:
+    if type(out) is not np.ndarray or out.dtype is not dtype:
+        array(name, out)
+        if out.dtype != dtype:
+            raise TypeError(f"{name} must be {dtype} like the input, got {out.dtype}")
+    if out.shape != shape:
+        same_shape(name, out, shape)
+    flags = out.flags
+    if not flags.writeable:
         raise ValueError(f"{name} is read-only")
-    if not out.flags.c_contiguous and _overlaps_itself(out):
+    if not flags.c_contiguous and _overlaps_itself(out):
         raise ValueError(f"elements of {name} share memory: shape {out.shape}, strides {out.strides}")
-    if any(a is not None and np.may_share_memory(out, a, max_work=_OVERLAP_STEPS) for a in inputs):
-        raise ValueError(f"{name} must not overlap an input")
+    for a in inputs:
+        if a is None or (a is not out and flags.owndata and a.flags.owndata):
+            continue  # two arrays that own their memory share none
+        if np.may_share_memory(out, a, max_work=_OVERLAP_STEPS):
+            raise ValueError(f"{name} must not overlap an input")
     return out
 
 
@@ -223,10 +229,11 @@ def one_of(name: str, value: Any, allowed: Collection[str | None]) -> None:
 
 def wrt(value: Any) -> tuple[str, ...]:
     """Return the names of the gradients asked for: some of "x", "weight", "bias"."""
-    if not isinstance(value, (tuple, list)) or not all(isinstance(v, str) for v in value):
+    if not isinstance(value, (tuple, list)) or [v for v in value if not isinstance(v, str)]:
         raise TypeError(f'wrt must be a tuple of names out of "x", "weight", "bias", got {value!r}')
     for v in value:
-        one_of("wrt", v, ("x", "weight", "bias"))
+        if v not in ("x", "weight", "bias"):
+            one_of("wrt", v, ("x", "weight", "bias"))
     return tuple(value)
 
 

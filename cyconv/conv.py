@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import _check, _dispatch, _winograd
+from . import _check, _dispatch, _runtime, _winograd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,27 @@ class ConvGradients(NamedTuple):
     x: Array | None
     weight: Array | None
     bias: Array | None
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What follows from the shapes, dtypes and parameters of a call, and need not be found out again."""
+
+    kernels: Any
+    dtype: Any
+    one_dtype: bool
+    batched: bool  # x has a batch axis
+    result: Ints  # the result's shape
+    x: Ints  # the shape of x with its border and a batch axis
+    pads: Pairs
+    window: Ints  # stride, padding with zeros before, dilation
+    groups: int
+    geometry: bytes
+    winograd: bool  # for the result
+    winograd_x: bool  # for the gradient of x
+
+
+_plans: dict[Any, _Plan] = {}
 
 
 def conv2d(
@@ -110,32 +132,42 @@ def conv2d(
     """
     if activation is not None:
         _check.one_of("activation", activation, (None, "relu"))
-    (sh, sw), pads, (dh, dw), groups, size, winograd = _geometry(
-        x, weight, stride, padding, dilation, groups, padding_mode, algorithm
-    )
+    parameters = stride, padding, dilation, groups, padding_mode, algorithm
+    key = _runtime.key(_dispatch._isa, np.ndarray, x, weight, parameters)
+    plan = _plans.get(key) or _new_plan(key, x, weight, parameters)
     if bias is None:
-        if x.dtype != weight.dtype:
+        if not plan.one_dtype:
             _check.same_dtype(x=x, weight=weight)
     else:
         _check.array("bias", bias, 1)
-        _check.same_dtype(x=x, weight=weight, bias=bias)
-        _check.same_shape("bias", bias, weight.shape[:1])
+        if not plan.one_dtype or bias.dtype != plan.dtype:
+            _check.same_dtype(x=x, weight=weight, bias=bias)
+        if len(bias) != len(weight):
+            _check.same_shape("bias", bias, weight.shape[:1])
         bias = _check.contiguous(bias)
-    x4, batch = _check.batched(x, 4)
-    shape = (x4.shape[0], weight.shape[0], *size)
-    result: Array = _check.output("out", out, shape if batch else shape[1:], x.dtype, x, weight, bias)
-    if shape[0] == 0:
-        return result
-    x4, ((top, _), (left, _)) = _fill_border(x4, pads, padding_mode)
-    target = result if batch else result[None]
-    buffer = target if out is None else _check.contiguous(target)
-    x4, weight, relu = _check.contiguous(x4), _check.contiguous(weight), activation == "relu"
-    geometry = sh, sw, top, left, dh, dw, groups
-    if winograd and (algorithm != "auto" or _winograd.pays(shape[1] // groups, weight.shape[1], size, x.dtype)):
-        for n in _winograd.convolve(x4, weight, False, bias, buffer, (top, left), groups, relu):
-            _forward(x4[n], weight, bias, buffer[n], size, geometry, relu)
+    if out is None:
+        result: Array = np.empty(plan.result, plan.dtype)
     else:
-        _forward(x4, weight, bias, buffer, size, geometry, relu)
+        result = _check.output("out", out, plan.result, plan.dtype, x, weight, bias)
+    if not plan.x[0]:
+        return result
+    if padding_mode != "zeros":
+        x = _fill_border(x, plan.pads, padding_mode)
+    target = result
+    if not plan.batched:
+        x, target = x[None], result[None]
+    buffer = target if out is None else _check.contiguous(target)
+    if not x.flags.carray:
+        x = _check.contiguous(x)
+    if not weight.flags.carray:
+        weight = _check.contiguous(weight)
+    relu, forward, threads, scratch = activation is not None, plan.kernels.forward, _dispatch.threads, _dispatch.scratch
+    if plan.winograd:
+        for n in _winograd.convolve(x, weight, False, bias, buffer, plan.window[2:4], plan.groups, relu):
+            if forward(x[n], weight, bias, buffer[n], _of_one_image(plan), relu, threads, scratch):
+                _mend(x[n], weight, bias, buffer[n], plan, relu)
+    elif forward(x, weight, bias, buffer, plan.geometry, relu, threads, scratch):
+        _mend(x, weight, bias, buffer, plan, relu)
     if buffer is not target:
         target[...] = buffer
     return result
@@ -192,101 +224,85 @@ def conv2d_backward(
     """
     wrt = _check.wrt(wrt)
     _check.array("grad_out", grad_out)
-    (sh, sw), pads, (dh, dw), groups, size, winograd = _geometry(
-        x, weight, stride, padding, dilation, groups, padding_mode, algorithm
-    )
-    _check.same_dtype(grad_out=grad_out, x=x, weight=weight)
-    x4, batch = _check.batched(x, 4)
-    shape = (x4.shape[0], weight.shape[0], *size)
-    _check.same_shape("grad_out", grad_out, shape if batch else shape[1:])
-
-    empty = shape[0] == 0
+    parameters = stride, padding, dilation, groups, padding_mode, algorithm
+    key = _runtime.key(_dispatch._isa, np.ndarray, x, weight, parameters)
+    plan = _plans.get(key) or _new_plan(key, x, weight, parameters)
+    dtype, kernels, threads, scratch = plan.dtype, plan.kernels, _dispatch.threads, _dispatch.scratch
+    if not plan.one_dtype or grad_out.dtype != dtype:
+        _check.same_dtype(grad_out=grad_out, x=x, weight=weight)
+    _check.same_shape("grad_out", grad_out, plan.result)
+    empty = plan.x[0] == 0
     make = np.zeros if empty else np.empty
-    grad_bias = make(shape[1], x.dtype) if "bias" in wrt else None
-    grad_weight = make(weight.shape, x.dtype) if "weight" in wrt else None
+    grad_bias = make(len(weight), dtype) if "bias" in wrt else None
+    grad_weight = make(weight.shape, dtype) if "weight" in wrt else None
     if empty:
-        return ConvGradients(np.empty(x.shape, x.dtype) if "x" in wrt else None, grad_weight, grad_bias)
-    kernels, threads, scratch = _dispatch.kernels("conv", x.dtype), _dispatch.threads(), _dispatch.scratch
-    grad_out = _check.contiguous(grad_out if batch else grad_out[None])
+        return ConvGradients(np.empty(x.shape, dtype) if "x" in wrt else None, grad_weight, grad_bias)
+    grad_out = _check.contiguous(grad_out if plan.batched else grad_out[None])
     if grad_bias is not None:
-        kernels.grad_bias(grad_out, grad_bias, threads)
-    padded, ((top, _), (left, _)) = _fill_border(x4, pads, padding_mode)
-    geometry = sh, sw, top, left, dh, dw, groups
+        kernels.grad_bias(grad_out, grad_bias, plan.geometry, threads)
     if grad_weight is not None:
-        padded = _check.contiguous(padded)
-        suspect = kernels.grad_weight(padded, grad_out, grad_weight, *geometry, threads, scratch)
+        if padding_mode != "zeros":
+            x = _fill_border(x, plan.pads, padding_mode)
+        x4 = _check.contiguous(x if plan.batched else x[None])
+        suspect = kernels.grad_weight(x4, grad_out, grad_weight, plan.geometry, threads, scratch)
         if suspect and not np.isfinite(grad_out).all():
             grad_weight[...] = 0
-            for tap, inside, outputs in _taps(padded.shape, weight.shape, size, geometry):
-                part = np.empty(grad_weight[tap].shape, x.dtype)
-                inputs = padded[inside].copy(), grad_out[outputs].copy()
-                kernels.grad_weight(*inputs, part, *_PLAIN, groups, threads, scratch)
+            for tap, inside, outputs in _taps(plan.x, weight.shape, plan.result[-2:], plan.window):
+                part = np.empty(grad_weight[tap].shape, dtype)
+                inputs = x4[inside].copy(), grad_out[outputs].copy()
+                geometry = _pack(inputs[0].shape, part.shape, inputs[1].shape, _PLAIN, plan.groups)
+                kernels.grad_weight(*inputs, part, geometry, threads, scratch)
                 grad_weight[tap] = part
     grad_x = None
     if "x" in wrt:
-        grad_x, weight = np.empty(padded.shape, x.dtype), _check.contiguous(weight)
-        channels = shape[1] // groups
-        if winograd and (algorithm != "auto" or _winograd.pays(weight.shape[1], channels, padded.shape[2:], x.dtype)):
-            for n in _winograd.convolve(grad_out, weight, True, None, grad_x, (top, left), groups, False):
-                _grad_x(grad_out[n], weight, grad_x[n], size, geometry)
+        grad_x, weight = np.empty(plan.x, dtype), _check.contiguous(weight)
+        if plan.winograd_x:
+            for n in _winograd.convolve(grad_out, weight, True, None, grad_x, plan.window[2:4], plan.groups, False):
+                _grad_x(grad_out[n], weight, grad_x[n], plan, _of_one_image(plan))
         else:
-            _grad_x(grad_out, weight, grad_x, size, geometry)
-        grad_x = _fold_border(grad_x, pads, padding_mode).reshape(x.shape)
+            _grad_x(grad_out, weight, grad_x, plan, plan.geometry)
+        if padding_mode != "zeros":
+            grad_x = _fold_border(grad_x, plan.pads, padding_mode)
+        if not plan.batched:
+            grad_x = grad_x[0]
     return ConvGradients(grad_x, grad_weight, grad_bias)
 
 
-def _forward(x: Any, weight: Any, bias: Any, out: Any, size: Ints, geometry: Ints, relu: bool) -> None:
-    """out = the direct sum, plus bias, rectified if asked for."""
-    kernels, threads, scratch = _dispatch.kernels("conv", x.dtype), _dispatch.threads(), _dispatch.scratch
-    if kernels.forward(x, weight, bias, out, *geometry, relu, threads, scratch) and not np.isfinite(weight).all():
-        out[...] = 0 if bias is None else bias[:, None, None]
-        for tap, inside, outputs in _taps(x.shape, weight.shape, size, geometry):
-            part, inputs = np.empty(out[outputs].shape, x.dtype), (x[inside].copy(), weight[tap].copy())
-            kernels.forward(*inputs, None, part, *_PLAIN, geometry[-1], False, threads, scratch)
-            _add(out[outputs], part)
-        if relu:
-            np.maximum(out, 0, out=out)
+def _mend(x: Any, weight: Any, bias: Any, out: Any, plan: _Plan, relu: bool) -> None:
+    """Sum again what `forward` calls suspect, if a weight is not finite: over the real taps alone."""
+    if np.isfinite(weight).all():
+        return
+    out[...] = 0 if bias is None else bias[:, None, None]
+    for tap, inside, outputs in _taps(plan.x, weight.shape, plan.result[-2:], plan.window):
+        part, inputs = np.empty(out[outputs].shape, plan.dtype), (x[inside].copy(), weight[tap].copy())
+        geometry = _pack(inputs[0].shape, inputs[1].shape, part.shape, _PLAIN, plan.groups)
+        plan.kernels.forward(*inputs, None, part, geometry, False, _dispatch.threads, _dispatch.scratch)
+        _add(out[outputs], part)
+    if relu:
+        np.maximum(out, 0, out=out)
 
 
-def _grad_x(grad_out: Any, weight: Any, grad_x: Any, size: Ints, geometry: Ints) -> None:
+def _grad_x(grad_out: Any, weight: Any, grad_x: Any, plan: _Plan, geometry: bytes) -> None:
     """grad_x = the direct sum."""
-    kernels, threads, scratch = _dispatch.kernels("conv", grad_x.dtype), _dispatch.threads(), _dispatch.scratch
-    suspect = kernels.grad_x(grad_out, weight, grad_x, *geometry, threads, scratch)
-    if suspect and not np.isfinite(weight).all():
+    kernel, threads, scratch = plan.kernels.grad_x, _dispatch.threads, _dispatch.scratch
+    if kernel(grad_out, weight, grad_x, geometry, threads, scratch) and not np.isfinite(weight).all():
         grad_x[...] = 0
-        for tap, inside, outputs in _taps(grad_x.shape, weight.shape, size, geometry):
-            part, inputs = np.empty(grad_x[inside].shape, grad_x.dtype), (grad_out[outputs].copy(), weight[tap].copy())
-            kernels.grad_x(*inputs, part, *_PLAIN, geometry[-1], threads, scratch)
+        for tap, inside, outputs in _taps(plan.x, weight.shape, plan.result[-2:], plan.window):
+            part, inputs = np.empty(grad_x[inside].shape, plan.dtype), (grad_out[outputs].copy(), weight[tap].copy())
+            geometry = _pack(part.shape, inputs[1].shape, inputs[0].shape, _PLAIN, plan.groups)
+            kernel(*inputs, part, geometry, threads, scratch)
             _add(grad_x[inside], part)
 
 
-def _geometry(
-    x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: Any, padding_mode: Any, algorithm: Any
-) -> tuple[Ints, Pairs, Ints, int, Ints, bool]:
-    """Check what forward and backward have in common.
-
-    Return stride, padding, dilation, groups, (OH, OW), and whether Winograd's algorithm exists and is allowed.
-    """
+def _new_plan(key: Any, x: Any, weight: Any, parameters: tuple[Any, ...]) -> _Plan:
+    """Check what forward and backward have in common; return the plan and keep it under the key."""
+    stride, padding, dilation, groups, padding_mode, algorithm = parameters
     _check.array("x", x)
     _check.array("weight", weight)
-    # Only exact types may be looked up: 1 == 1.0 == True, but only the first is a stride.
-    known = (
-        type(stride) is type(dilation) is type(groups) is int
-        and (type(padding) is int or type(padding) is str)
-        and type(padding_mode) is type(algorithm) is str
-    )
-    plan = _known_plan if known else _plan
-    return plan(x.shape, weight.shape, stride, padding, dilation, groups, padding_mode, algorithm)
-
-
-def _plan(
-    x: Ints, weight: Ints, stride: Any, padding: Any, dilation: Any, groups: Any, padding_mode: Any, algorithm: Any
-) -> tuple[Ints, Pairs, Ints, int, Ints, bool]:
-    """What `_geometry` returns, from the shapes of x and weight."""
-    _check.spatial("x", x, 2)
+    batched = _check.spatial("x", x.shape, 2)
     groups = _check.integer("groups", groups, 1)
-    _check.weight(x, weight, groups, 2)
-    size, kernel = x[-2:], weight[2:]
+    _check.weight(x.shape, weight.shape, groups, 2)
+    size, kernel = x.shape[-2:], weight.shape[2:]
     stride = _check.ints("stride", stride, 2, 1)
     dilation = _check.ints("dilation", dilation, 2, 1)
     pads = _check.padding(padding, size, kernel, stride, dilation)
@@ -300,10 +316,36 @@ def _plan(
             f"{kernel[0]}x{kernel[1]}, stride={stride}, dilation={dilation}"
         )
     size = _check.output_size(size, kernel, stride, pads, dilation)
-    return stride, pads, dilation, groups, size, winograd and algorithm != "direct"
+    window = *stride, *(pair[0] for pair in pads), *dilation
+    padded = x.shape if batched else (1, *x.shape)
+    if padding_mode != "zeros":
+        window = *stride, 0, 0, *dilation
+        padded = *padded[:2], *(m + sum(pair) for m, pair in zip(padded[2:], pads, strict=True))
+    result = *x.shape[:-3], len(weight), *size
+    rows, channels = len(weight) // groups, weight.shape[1]
+    forced, allowed = algorithm == "winograd", winograd and algorithm != "direct"
+    winograd = allowed and (forced or _winograd.pays(rows, channels, size, x.dtype))
+    winograd_x = allowed and (forced or _winograd.pays(channels, rows, padded[2:], x.dtype))
+    kernels, one_dtype = _dispatch.kernels("conv", x.dtype), x.dtype == weight.dtype
+    geometry = _pack(padded, weight.shape, size, window, groups)
+    plan = _Plan(
+        kernels, x.dtype, one_dtype, batched, result, padded, pads, window, groups, geometry, winograd, winograd_x
+    )
+    if key is not None:
+        if len(_plans) >= 1024:
+            _plans.clear()
+        _plans[key] = plan
+    return plan
 
 
-_known_plan = lru_cache(maxsize=1024)(_plan)
+def _pack(x: Ints, weight: Ints, out: Ints, window: Ints, groups: int) -> bytes:
+    """Return what the kernels are told about shapes and parameters: the Geometry of pyx/conv.pyx."""
+    return struct.pack("16n", x[0], groups, weight[0] // groups, *weight[1:], *x[2:], *out[-2:], *window)
+
+
+def _of_one_image(plan: _Plan) -> bytes:
+    """Return the geometry of one image of the batch."""
+    return struct.pack("n", 1) + plan.geometry[struct.calcsize("n") :]
 
 
 def _taps(x: Ints, weight: Ints, size: Ints, geometry: Ints) -> Iterator[tuple[Any, Any, Any]]:
@@ -334,18 +376,14 @@ def _border_indices(size: Ints, pads: Pairs, mode: str) -> list[np.ndarray]:
     return [np.pad(np.arange(m), pair, mode=_BORDERS[mode]) for m, pair in zip(size, pads, strict=True)]  # type: ignore[call-overload]
 
 
-def _fill_border(x: Array, pads: Pairs, mode: str) -> tuple[Array, Pairs]:
-    """Return x padded from the image itself, and the padding that is left to the kernel: zeros are."""
-    if mode == "zeros":
-        return x, pads
-    rows, columns = _border_indices(x.shape[2:], pads, mode)
-    return x[:, :, rows[:, None], columns], ((0, 0), (0, 0))
+def _fill_border(x: Array, pads: Pairs, mode: str) -> Array:
+    """Return x padded from the image itself."""
+    rows, columns = _border_indices(x.shape[-2:], pads, mode)
+    return x[..., rows[:, None], columns]
 
 
 def _fold_border(grad: Any, pads: Pairs, mode: str) -> Any:
     """The gradient of `_fill_border`: there each cell was read from a place in the image, so now it is added to it."""
-    if mode == "zeros":
-        return grad
     for axis, (before, after) in ((2, pads[0]), (3, pads[1])):
         grad = np.moveaxis(grad, axis, 0)
         m = len(grad) - before - after

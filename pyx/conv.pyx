@@ -2,7 +2,8 @@
 
     out[n, f, oy, ox] = bias[f] + sum over c, ky, kx of weight[f, c, ky, kx] * x[n, c, oy*sh + ky*dh - ph, ox*sw + kx*dw - pw]
 
-Arguments have been checked by cyconv/conv.py; arrays are C-contiguous and not empty. A prange runs over as many contiguous
+Arguments have been checked by cyconv/conv.py; arrays are C-contiguous and not empty, `geometry` is a packed Geometry,
+`threads` a function that returns how many threads the call may use. A prange runs over as many contiguous
 shares of the tasks as there are threads; a share owns the output elements of its tasks. pyx/README.md is the map,
 cyconv/_reference.py the plain version.
 """
@@ -46,10 +47,23 @@ include "weight.pxi"
 
 cdef enum:
     WORK_PER_THREAD = 1 << 18   # multiply-adds for which another thread is worth its start (Zen 5: 2 us against 1)
+    WORK_UNDER_GIL = 1 << 14    # multiply-adds and results that take no longer than to let other Python threads run
+    SMALL_TABLES = 512          # sizes and offsets that lie on the stack
     AXIS_ARRAYS = 7
     SWAP_SHARES = 16
     SWAP_ROWS = 16              # output channels whose taps are copied together: whole cache lines on both sides
     MAX_WEIGHT_IN_PLACE = 1 << 20   # bytes of a weight whose columns the gradient of x reads without missing the L2
+
+
+cdef struct Geometry:           # as cyconv/conv.py packs it
+    Py_ssize_t images, groups
+    Py_ssize_t rows, channels   # output and input channels of a group
+    Py_ssize_t kh, kw, height, width, out_height, out_width, sh, sw, ph, pw, dh, dw
+
+
+cdef inline int allowed(double work, object threads) except -1:
+    """How many threads the call may use, which is asked for only if the work is worth two."""
+    return 1 if work < 2 * WORK_PER_THREAD else threads()
 
 
 cdef inline Py_ssize_t lines(Py_ssize_t elements) noexcept nogil:
@@ -121,36 +135,39 @@ cdef bint nan_in_corners(const Pass *p) noexcept nogil:
     return False
 
 
-cdef bint run_pass(Pass *p, Py_ssize_t *tables, int threads, list scratch) except -1:
+cdef bint run_pass(Pass *p, Py_ssize_t *tables, object threads, list scratch) except -1:
     """Plan the pass, take its strips and run it; return nan_in_corners."""
     cdef double work = 0
     cdef Py_ssize_t i, size
-    cdef int part, parts
+    cdef int part, parts, most
     cdef bytearray block
     cdef real *strips
     for i in range(p.phase_count):
         work += <double>p.phases[i].x.taps * p.phases[i].x.extent
     work *= <double>p.images * p.groups * p.rows * p.channels * p.y.taps * p.y.extent
-    plan_pass(p, tables, useful_threads(work, WORK_PER_THREAD, threads, threads))
-    parts = useful_threads(work, WORK_PER_THREAD, p.tasks, threads)
+    most = allowed(work, threads)
+    plan_pass(p, tables, useful_threads(work, WORK_PER_THREAD, most, most))
+    parts = useful_threads(work, WORK_PER_THREAD, p.tasks, most)
     size = lines(p.scratch)
     block = take(scratch, <double>size * sizeof(real) * parts)
     strips = <real *>address(block)
-    with nogil:
-        if parts == 1:
+    if work + <double>p.images * p.groups * p.rows * p.out_plane < WORK_UNDER_GIL:
+        run_share(p, 0, 1, strips)
+    elif parts == 1:
+        with nogil:
             run_share(p, 0, 1, strips)
-        else:
-            for part in prange(parts, num_threads=ready(parts), schedule="static"):
-                run_share(p, part, parts, strips + part * size)
+    else:
+        for part in prange(parts, num_threads=ready(parts), schedule="static", nogil=True):
+            run_share(p, part, parts, strips + part * size)
     scratch.append(block)
     return nan_in_corners(p)
 
 
-cdef Py_ssize_t *carve_pass(Pass *p, bytearray block, Py_ssize_t kh, Py_ssize_t kw) noexcept:
-    """Give the pass its phases and axes in a block of pass_bytes; return what follows them: room for the step tables."""
+cdef Py_ssize_t *carve_pass(Pass *p, void *memory, Py_ssize_t kh, Py_ssize_t kw) noexcept:
+    """Give the pass its phases and axes in pass_bytes of memory; return what follows them: room for the step tables."""
     cdef Py_ssize_t i
     cdef Py_ssize_t *rest
-    p.phases = <Phase *>address(block)
+    p.phases = <Phase *>memory
     rest = carve_axis(&p.y, <Py_ssize_t *>(p.phases + p.phase_count), kh)
     for i in range(p.phase_count):
         rest = carve_axis(&p.phases[i].x, rest, kw)
@@ -162,36 +179,38 @@ cdef inline double pass_bytes(const Pass *p, Py_ssize_t kh, Py_ssize_t kw) noexc
             * sizeof(Py_ssize_t))
 
 
-def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, const real[::1] bias, real[:, :, :, ::1] out,
-            Py_ssize_t sh, Py_ssize_t sw, Py_ssize_t ph, Py_ssize_t pw, Py_ssize_t dh, Py_ssize_t dw,
-            Py_ssize_t groups, bint relu, int threads, list scratch):
+def forward(object[const real, ndim=4, mode="c"] x not None, object[const real, ndim=4, mode="c"] weight not None,
+            object[const real, ndim=1, mode="c"] bias, object[real, ndim=4, mode="c"] out not None,
+            bytes geometry not None, bint relu, object threads, list scratch):
     """out = cross-correlation of x and weight, plus bias; relu clips it at zero. Return nan_in_corners."""
+    cdef const Geometry *g = <const Geometry *><const char *>geometry
     cdef bint suspect
-    cdef Py_ssize_t kh = weight.shape[2], kw = weight.shape[3]
+    cdef Py_ssize_t small[SMALL_TABLES]
     cdef Py_ssize_t *rest
     cdef bytearray block
     cdef Pass p
-    p.images = x.shape[0]
-    p.groups = groups
-    p.rows = weight.shape[0] // groups
-    p.channels = weight.shape[1]
-    p.channel_step = kh * kw
-    p.row_step = p.channels * kh * kw
+    p.images = g.images
+    p.groups = g.groups
+    p.rows = g.rows
+    p.channels = g.channels
+    p.channel_step = g.kh * g.kw
+    p.row_step = p.channels * g.kh * g.kw
     p.a_group = p.rows * p.row_step
     p.a = &weight[0, 0, 0, 0]
     p.source = &x[0, 0, 0, 0]
     p.bias = &bias[0] if bias is not None else NULL
     p.relu = relu
     p.out = &out[0, 0, 0, 0]
-    p.out_plane = out.shape[2] * out.shape[3]
-    p.out_y = out.shape[3]
+    p.out_plane = g.out_height * g.out_width
+    p.out_y = g.out_width
     p.phase_count = 1
-    block = take(scratch, pass_bytes(&p, kh, kw))
-    rest = carve_pass(&p, block, kh, kw)
-    forward_axis(&p.y, kh, kw, sh, ph, dh, x.shape[2], out.shape[2])
-    forward_axis(&p.phases[0].x, kw, 1, sw, pw, dw, x.shape[3], out.shape[3])
+    block = take(scratch, pass_bytes(&p, g.kh, g.kw)) if pass_bytes(&p, g.kh, g.kw) > sizeof(small) else None
+    rest = carve_pass(&p, <void *>&small[0] if block is None else address(block), g.kh, g.kw)
+    forward_axis(&p.y, g.kh, g.kw, g.sh, g.ph, g.dh, g.height, g.out_height)
+    forward_axis(&p.phases[0].x, g.kw, 1, g.sw, g.pw, g.dw, g.width, g.out_width)
     suspect = run_pass(&p, rest, threads, scratch)
-    scratch.append(block)
+    if block is not None:
+        scratch.append(block)
     return suspect
 
 
@@ -209,13 +228,14 @@ cdef void swap_channels(real *to, const real *weight, Py_ssize_t rows, Py_ssize_
                     copy_run(to + (c * rows + f) * taps, weight + (f * channels + c) * taps, taps)
 
 
-cdef bytearray swapped_weight(Pass *p, Py_ssize_t taps, int threads, list scratch):
+cdef bytearray swapped_weight(Pass *p, Py_ssize_t taps, object threads, list scratch):
     """Copy the weight to [group][input channel][output channel][tap] and make it the pass's; return the copy's block."""
     cdef Py_ssize_t size = p.rows * p.channels * taps
     cdef Py_ssize_t share, shares = p.groups * SWAP_SHARES
     cdef bytearray block = take(scratch, (<double>p.groups * size + LANES) * sizeof(real))
     cdef real *to = <real *>address(block)
-    cdef int useful = useful_threads(<double>p.groups * size, WORK_PER_THREAD, shares, threads)
+    cdef double work = <double>p.groups * size
+    cdef int useful = useful_threads(work, WORK_PER_THREAD, shares, allowed(work, threads))
     for share in prange(shares, num_threads=ready(useful), schedule="static", nogil=True):
         swap_channels(to + share // SWAP_SHARES * size, p.a + share // SWAP_SHARES * size, p.channels, p.rows, taps,
                       share % SWAP_SHARES, SWAP_SHARES)
@@ -225,45 +245,46 @@ cdef bytearray swapped_weight(Pass *p, Py_ssize_t taps, int threads, list scratc
     return block
 
 
-def grad_x(const real[:, :, :, ::1] grad_out, const real[:, :, :, ::1] weight, real[:, :, :, ::1] grad_x,
-           Py_ssize_t sh, Py_ssize_t sw, Py_ssize_t ph, Py_ssize_t pw, Py_ssize_t dh, Py_ssize_t dw,
-           Py_ssize_t groups, int threads, list scratch):
+def grad_x(object[const real, ndim=4, mode="c"] grad_out not None, object[const real, ndim=4, mode="c"] weight not None,
+           object[real, ndim=4, mode="c"] grad_x not None, bytes geometry not None, object threads, list scratch):
     """The gradient of x: for each row modulo the stride one pass over grad_out, with a phase for each column modulo it.
 
     The forward pass added weight[f, c, ky, kx] * x[c, y, x] to out[f, oy, ox]; so now the same weight, read with rows and
     steps exchanged, times grad_out[f, oy, ox] is added to grad_x[c, y, x]. Return nan_in_corners of any phase.
     """
+    cdef const Geometry *g = <const Geometry *><const char *>geometry
     cdef bint suspect = False
-    cdef Py_ssize_t kh = weight.shape[2], kw = weight.shape[3], height = grad_x.shape[2], width = grad_x.shape[3]
     cdef Py_ssize_t y, x
+    cdef Py_ssize_t small[SMALL_TABLES]
     cdef Py_ssize_t *rest
     cdef bytearray block, weight_block = None
     cdef Pass p
-    p.images = grad_out.shape[0]
-    p.groups = groups
-    p.rows = weight.shape[1]
-    p.channels = weight.shape[0] // groups
-    p.channel_step = p.rows * kh * kw
-    p.row_step = kh * kw
+    p.images = g.images
+    p.groups = g.groups
+    p.rows = g.channels
+    p.channels = g.rows
+    p.channel_step = p.rows * g.kh * g.kw
+    p.row_step = g.kh * g.kw
     p.a_group = p.channels * p.channel_step
     p.a = &weight[0, 0, 0, 0]
     p.source = &grad_out[0, 0, 0, 0]
     p.bias = NULL
     p.relu = False
-    p.out_plane = height * width
-    p.out_y = sh * width
-    p.phase_count = min(sw, width)
-    if kh * kw > 1 and p.a_group * <Py_ssize_t>sizeof(real) > MAX_WEIGHT_IN_PLACE:
-        weight_block = swapped_weight(&p, kh * kw, threads, scratch)
-    block = take(scratch, pass_bytes(&p, kh, kw))
-    for y in range(min(sh, height)):
-        rest = carve_pass(&p, block, kh, kw)
-        phase_axis(&p.y, y, kh, kw, sh, ph, dh, grad_out.shape[2], height)
+    p.out_plane = g.height * g.width
+    p.out_y = g.sh * g.width
+    p.phase_count = min(g.sw, g.width)
+    if g.kh * g.kw > 1 and p.a_group * <Py_ssize_t>sizeof(real) > MAX_WEIGHT_IN_PLACE:
+        weight_block = swapped_weight(&p, g.kh * g.kw, threads, scratch)
+    block = take(scratch, pass_bytes(&p, g.kh, g.kw)) if pass_bytes(&p, g.kh, g.kw) > sizeof(small) else None
+    for y in range(min(g.sh, g.height)):
+        rest = carve_pass(&p, <void *>&small[0] if block is None else address(block), g.kh, g.kw)
+        phase_axis(&p.y, y, g.kh, g.kw, g.sh, g.ph, g.dh, g.out_height, g.height)
         for x in range(p.phase_count):
-            phase_axis(&p.phases[x].x, x, kw, 1, sw, pw, dw, grad_out.shape[3], width)
-        p.out = &grad_x[0, 0, y, 0]
+            phase_axis(&p.phases[x].x, x, g.kw, 1, g.sw, g.pw, g.dw, g.out_width, g.width)
+        p.out = &grad_x[0, 0, 0, 0] + y * g.width
         suspect |= run_pass(&p, rest, threads, scratch)
-    scratch.append(block)
+    if block is not None:
+        scratch.append(block)
     if weight_block is not None:
         scratch.append(weight_block)
     return suspect
@@ -277,38 +298,41 @@ cdef void run_weight_share(const WeightPass *p, int part, int parts, real *memor
         run_weight_task(p, task, memory, memory + strip, memory + panels)
 
 
-def grad_weight(const real[:, :, :, ::1] x, const real[:, :, :, ::1] grad_out, real[:, :, :, ::1] grad_weight,
-                Py_ssize_t sh, Py_ssize_t sw, Py_ssize_t ph, Py_ssize_t pw, Py_ssize_t dh, Py_ssize_t dw,
-                Py_ssize_t groups, int threads, list scratch):
+def grad_weight(object[const real, ndim=4, mode="c"] x not None, object[const real, ndim=4, mode="c"] grad_out not None,
+                object[real, ndim=4, mode="c"] grad_weight not None, bytes geometry not None, object threads, list scratch):
     """The gradient of the weight. Return whether a corner tap's is NaN, as an inf in grad_out times padding makes it."""
-    cdef Py_ssize_t f
-    cdef Py_ssize_t kh = grad_weight.shape[2], kw = grad_weight.shape[3]
-    cdef Py_ssize_t size, part_size, pixels = grad_out.shape[2] * grad_out.shape[3]
+    cdef const Geometry *g = <const Geometry *><const char *>geometry
+    cdef Py_ssize_t _f, taps = g.kh * g.kw
+    cdef Py_ssize_t size, part_size, pixels = g.out_height * g.out_width
+    cdef Py_ssize_t small[SMALL_TABLES]
     cdef Py_ssize_t *rest
     cdef real *memory
+    cdef real *to = &grad_weight[0, 0, 0, 0]
     cdef bytearray tables, block
     cdef int part, parts
+    cdef double work, table_bytes = (<double>AXIS_ARRAYS * (g.kh + g.kw) + 2. * pixels + <double>taps) * sizeof(Py_ssize_t)
     cdef WeightPass p
-    p.images = x.shape[0]
-    p.groups = groups
-    p.rows = grad_weight.shape[0] // groups
-    p.channels = grad_weight.shape[1]
-    p.weight_size = p.groups * p.rows * p.channels * kh * kw
+    p.images = g.images
+    p.groups = g.groups
+    p.rows = g.rows
+    p.channels = g.channels
+    p.weight_size = p.groups * p.rows * p.channels * taps
     p.source = &x[0, 0, 0, 0]
     p.grad_out = &grad_out[0, 0, 0, 0]
-    tables = take(scratch, (<double>AXIS_ARRAYS * (kh + kw) + 2. * pixels + <double>kh * kw) * sizeof(Py_ssize_t))
-    rest = carve_axis(&p.y, <Py_ssize_t *>address(tables), kh)
-    rest = carve_axis(&p.x, rest, kw)
-    forward_axis(&p.y, kh, kw, sh, ph, dh, x.shape[2], grad_out.shape[2])
-    forward_axis(&p.x, kw, 1, sw, pw, dw, x.shape[3], grad_out.shape[3])
+    tables = take(scratch, table_bytes) if table_bytes > sizeof(small) else None
+    rest = carve_axis(&p.y, &small[0] if tables is None else <Py_ssize_t *>address(tables), g.kh)
+    rest = carve_axis(&p.x, rest, g.kw)
+    forward_axis(&p.y, g.kh, g.kw, g.sh, g.ph, g.dh, g.height, g.out_height)
+    forward_axis(&p.x, g.kw, 1, g.sw, g.pw, g.dw, g.width, g.out_width)
     plan_weight(&p)
     fill_weight_tables(&p, rest)
-    parts = useful_threads(<double>p.images * p.weight_size * pixels, WORK_PER_THREAD, p.tasks, threads)
+    work = <double>p.images * p.weight_size * pixels
+    parts = useful_threads(work, WORK_PER_THREAD, p.tasks, allowed(work, threads))
     size = lines(p.splits * p.weight_size) if p.splits > 1 else 0
     part_size = lines(sum_elements(&p)) + lines(weight_strip_elements(&p)) + lines(panel_elements(&p))
     block = take(scratch, (<double>size + <double>part_size * parts) * sizeof(real))
     memory = <real *>address(block)
-    p.grad_weight = memory if p.splits > 1 else &grad_weight[0, 0, 0, 0]
+    p.grad_weight = memory if p.splits > 1 else to
     with nogil:
         if parts == 1:
             run_weight_share(&p, 0, 1, memory + size)
@@ -316,25 +340,24 @@ def grad_weight(const real[:, :, :, ::1] x, const real[:, :, :, ::1] grad_out, r
             for part in prange(parts, num_threads=ready(parts), schedule="static"):
                 run_weight_share(&p, part, parts, memory + size + part * part_size)
         if p.splits > 1:
-            add_partial(&p, &grad_weight[0, 0, 0, 0])
+            add_partial(&p, to)
     scratch.append(block)
-    scratch.append(tables)
-    for f in range(grad_weight.shape[0]):
-        if (grad_weight[f, 0, 0, 0] != grad_weight[f, 0, 0, 0]
-                or grad_weight[f, 0, kh - 1, kw - 1] != grad_weight[f, 0, kh - 1, kw - 1]):
+    if tables is not None:
+        scratch.append(tables)
+    for _f in range(p.groups * p.rows):
+        if to[0] != to[0] or to[taps - 1] != to[taps - 1]:
             return True
+        to += p.channels * taps
     return False
 
 
-cdef real channel_sum(const real[:, :, :, ::1] grad_out, Py_ssize_t f) noexcept nogil:
+cdef real channel_sum(const real *plane, const Geometry *g) noexcept nogil:
     """The sum over images and pixels of one channel: NV vectors of partial sums for each image, then over images."""
-    cdef Py_ssize_t pixels = grad_out.shape[2] * grad_out.shape[3]
-    cdef Py_ssize_t n, i, j
-    cdef const real *plane
+    cdef Py_ssize_t pixels = g.out_height * g.out_width
+    cdef Py_ssize_t _n, i, j
     cdef vec sums[4]
     cdef real total = 0, image
-    for n in range(grad_out.shape[0]):
-        plane = &grad_out[n, f, 0, 0]
+    for _n in range(g.images):
         for j in range(4):
             sums[j] = splat(0)
         i = 0
@@ -346,20 +369,26 @@ cdef real channel_sum(const real[:, :, :, ::1] grad_out, Py_ssize_t f) noexcept 
         for i in range(i, pixels):
             image += plane[i]
         total += image
+        plane += g.groups * g.rows * pixels
     return total
 
 
-def grad_bias(const real[:, :, :, ::1] grad_out, real[::1] grad_bias, int threads):
+def grad_bias(object[const real, ndim=4, mode="c"] grad_out not None, object[real, ndim=1, mode="c"] grad_bias not None,
+              bytes geometry not None, object threads):
     """The gradient of the bias: the sum of grad_out over images and pixels."""
-    cdef Py_ssize_t f
-    cdef int parts = useful_threads(grad_out.size, WORK_PER_THREAD, grad_bias.shape[0], threads)
+    cdef const Geometry *g = <const Geometry *><const char *>geometry
+    cdef const real *source = &grad_out[0, 0, 0, 0]
+    cdef real *to = &grad_bias[0]
+    cdef Py_ssize_t f, rows = g.groups * g.rows, pixels = g.out_height * g.out_width
+    cdef double work = <double>g.images * rows * pixels
+    cdef int parts = useful_threads(work, WORK_PER_THREAD, rows, allowed(work, threads))
     with nogil:
         if parts == 1:
-            for f in range(grad_bias.shape[0]):
-                grad_bias[f] = channel_sum(grad_out, f)
+            for f in range(rows):
+                to[f] = channel_sum(source + f * pixels, g)
         else:
-            for f in prange(grad_bias.shape[0], num_threads=ready(parts), schedule="static"):
-                grad_bias[f] = channel_sum(grad_out, f)
+            for f in prange(rows, num_threads=ready(parts), schedule="static"):
+                to[f] = channel_sum(source + f * pixels, g)
 
 
 def fma_peak(Py_ssize_t steps):

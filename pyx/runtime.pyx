@@ -1,4 +1,4 @@
-"""What the processor and this build can do. Compiled for the baseline: safe to import anywhere."""
+"""What the processor and this build can do; keys of calls. Compiled for the baseline: safe to import anywhere."""
 
 cdef extern from *:
     """
@@ -48,6 +48,30 @@ def supported_instruction_sets():
 def max_threads():
     """OpenMP's limit for the calling thread, as OMP_NUM_THREADS or threadpoolctl left it; 1 without OpenMP."""
     return omp_get_max_threads()
+
+
+cdef bint exact(value, int depth):
+    """Whether `value` is an int, a str or a tuple of such values."""
+    if type(value) is not tuple:
+        return type(value) is int or type(value) is str
+    for v in <tuple>value:
+        if depth == 0 or not exact(v, depth - 1):
+            return False
+    return True
+
+
+def key(isa, kind, x, weight, tuple parameters not None):
+    """What a call depends on besides the contents of its arrays, to look up what is known of such calls.
+
+    None unless both arrays are of type `kind` and one dtype, and all parameters of types that are told apart: of
+    1 == 1.0 == True only the first is a stride. Written in C since it is a good part of a small call.
+    """
+    if type(x) is not kind or type(weight) is not kind:
+        return None
+    dtype = x.dtype
+    if dtype is not weight.dtype or not exact(parameters, 3):
+        return None
+    return isa, x.shape, weight.shape, dtype, parameters
 
 
 cdef int ready(int threads) noexcept nogil:
