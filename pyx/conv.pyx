@@ -50,9 +50,6 @@ cdef enum:
     WORK_UNDER_GIL = 1 << 14    # multiply-adds and results that take no longer than to let other Python threads run
     SMALL_TABLES = 512          # sizes and offsets that lie on the stack
     AXIS_ARRAYS = 7
-    SWAP_SHARES = 16
-    SWAP_ROWS = 16              # output channels whose taps are copied together: whole cache lines on both sides
-    MAX_WEIGHT_IN_PLACE = 1 << 20   # bytes of a weight whose columns the gradient of x reads without missing the L2
 
 
 cdef struct Geometry:           # as cyconv/conv.py packs it
@@ -214,37 +211,6 @@ def forward(object[const real, ndim=4, mode="c"] x not None, object[const real, 
     return suspect
 
 
-cdef void swap_channels(real *to, const real *weight, Py_ssize_t rows, Py_ssize_t channels, Py_ssize_t taps,
-                        Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
-    """to[c][f][tap] = weight[f][c][tap] for one of `parts` shares of the input channels c."""
-    cdef Py_ssize_t block, f, c
-    for block in range(ceil_div(rows, SWAP_ROWS)):
-        for c in range(part * channels // parts, (part + 1) * channels // parts):
-            for f in range(block * SWAP_ROWS, min(rows, (block + 1) * SWAP_ROWS)):
-                if taps < LANES <= (rows - f) * taps:
-                    # Writes into the places of the next output channels, whose turn comes later.
-                    store(to + (c * rows + f) * taps, load(weight + (f * channels + c) * taps))
-                else:
-                    copy_run(to + (c * rows + f) * taps, weight + (f * channels + c) * taps, taps)
-
-
-cdef bytearray swapped_weight(Pass *p, Py_ssize_t taps, object threads, list scratch):
-    """Copy the weight to [group][input channel][output channel][tap] and make it the pass's; return the copy's block."""
-    cdef Py_ssize_t size = p.rows * p.channels * taps
-    cdef Py_ssize_t share, shares = p.groups * SWAP_SHARES
-    cdef bytearray block = take(scratch, (<double>p.groups * size + LANES) * sizeof(real))
-    cdef real *to = <real *>address(block)
-    cdef double work = <double>p.groups * size
-    cdef int useful = useful_threads(work, WORK_PER_THREAD, shares, allowed(work, threads))
-    for share in prange(shares, num_threads=ready(useful), schedule="static", nogil=True):
-        swap_channels(to + share // SWAP_SHARES * size, p.a + share // SWAP_SHARES * size, p.channels, p.rows, taps,
-                      share % SWAP_SHARES, SWAP_SHARES)
-    p.a = to
-    p.row_step = p.channels * taps
-    p.channel_step = taps
-    return block
-
-
 def grad_x(object[const real, ndim=4, mode="c"] grad_out not None, object[const real, ndim=4, mode="c"] weight not None,
            object[real, ndim=4, mode="c"] grad_x not None, bytes geometry not None, object threads, list scratch):
     """The gradient of x: for each row modulo the stride one pass over grad_out, with a phase for each column modulo it.
@@ -257,7 +223,7 @@ def grad_x(object[const real, ndim=4, mode="c"] grad_out not None, object[const 
     cdef Py_ssize_t y, x
     cdef Py_ssize_t small[SMALL_TABLES]
     cdef Py_ssize_t *rest
-    cdef bytearray block, weight_block = None
+    cdef bytearray block
     cdef Pass p
     p.images = g.images
     p.groups = g.groups
@@ -273,8 +239,6 @@ def grad_x(object[const real, ndim=4, mode="c"] grad_out not None, object[const 
     p.out_plane = g.height * g.width
     p.out_y = g.sh * g.width
     p.phase_count = min(g.sw, g.width)
-    if g.kh * g.kw > 1 and p.a_group * <Py_ssize_t>sizeof(real) > MAX_WEIGHT_IN_PLACE:
-        weight_block = swapped_weight(&p, g.kh * g.kw, threads, scratch)
     block = take(scratch, pass_bytes(&p, g.kh, g.kw)) if pass_bytes(&p, g.kh, g.kw) > sizeof(small) else None
     for y in range(min(g.sh, g.height)):
         rest = carve_pass(&p, <void *>&small[0] if block is None else address(block), g.kh, g.kw)
@@ -285,8 +249,6 @@ def grad_x(object[const real, ndim=4, mode="c"] grad_out not None, object[const 
         suspect |= run_pass(&p, rest, threads, scratch)
     if block is not None:
         scratch.append(block)
-    if weight_block is not None:
-        scratch.append(weight_block)
     return suspect
 
 

@@ -11,6 +11,7 @@
 
 cdef enum:
     COLUMN_MAX_ROWS = 1         # output channels of a group up to which the column tile is the faster one
+    MAX_WEIGHT_IN_PLACE = 1 << 20   # bytes
     BLOCK_STEPS = 600          # summed at once, so that a row block's part of `a` stays in cache
 
 
@@ -47,9 +48,9 @@ cdef struct Pass:
     Py_ssize_t strips, strip_rows, row_blocks, tasks
     Py_ssize_t result_plane     # of one phase and row
     Py_ssize_t results          # where they begin in the scratch
-    bint packed                 # the rows of `a` that a row block needs are copied next to each other
-    Py_ssize_t panel            # where they begin in the scratch
-    Py_ssize_t panel_pitch
+    bint packed                 # what a row block needs of `a` is copied together
+    Py_ssize_t panel            # where it begins in the scratch
+    Py_ssize_t panel_row, panel_channel     # its strides, in place of row_step and channel_step
     Py_ssize_t scratch          # elements
     Py_ssize_t channel_blocks   # summed one after the other, so that their strips are longer
     Py_ssize_t block_channels
@@ -72,8 +73,14 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
         p.scratch += phase.x.segments * p.block_channels * (p.strip_rows * phase.x.size if p.in_place else phase.plane) + LANES
     p.panel = p.scratch
     if p.packed:
-        p.panel_pitch = padded_plane(p.block_channels * p.channel_step)
-        p.scratch += MR * p.panel_pitch
+        if p.row_step > p.channel_step:
+            p.panel_row = padded_plane(p.block_channels * p.channel_step)
+            p.panel_channel = p.channel_step
+            p.scratch += MR * p.panel_row
+        else:
+            p.panel_row = p.row_step
+            p.panel_channel = MR * p.row_step
+            p.scratch += padded_plane(p.block_channels * p.panel_channel)
     p.results = p.scratch
     if p.staged:
         p.result_plane = p.strip_rows * p.phases[0].x.extent + LANES
@@ -83,13 +90,14 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
 cdef void fill_steps(Pass *p, Phase *phase, Py_ssize_t taps_of_step) noexcept nogil:
     """Append to the phase's tables: every tap, or (taps_of_step > 0) the columns of so many taps."""
     cdef Py_ssize_t c, i, j, row
+    cdef Py_ssize_t channel_step = p.panel_channel if p.packed else p.channel_step
     for c in range(p.block_channels):
         for i in range(p.y.taps):
             if taps_of_step and p.y.run[i] != taps_of_step:
                 continue
             row = segment_base(&p.y, p.y.segment[i]) + p.y.offset[i]
             for j in range(phase.x.taps):
-                phase.step_a[phase.steps] = c * p.channel_step + p.y.index[i] + phase.x.index[j]
+                phase.step_a[phase.steps] = c * channel_step + p.y.index[i] + phase.x.index[j]
                 phase.step_b[phase.steps] = ((c * phase.x.segments + phase.x.segment[j]) * phase.plane
                                              + row * phase.pitch + phase.x.offset[j])
                 phase.steps += 1
@@ -128,8 +136,8 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     for i in range(p.phase_count):
         phase = p.phases + i
         # Row by row costs the lanes past the row's end, exact columns a copy of the source for every tap along x.
-        phase.exact = not (p.column or p.pair) and (phase.x.extent < LANES or ceil_div(phase.x.extent, LANES) * LANES * 16
-                                        > phase.x.extent * 17)
+        phase.exact = not (p.column or p.pair) and (
+            phase.x.extent < LANES or ceil_div(phase.x.extent, LANES) * LANES * 16 > phase.x.extent * 17)
         plan_segments(&phase.x, phase.x.extent, not phase.exact)
         phase.pitch = phase.x.extent if phase.exact else longest_segment(&phase.x)
     phase = p.phases
@@ -143,9 +151,10 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     if not (p.in_place or p.column or p.staged):
         p.channel_blocks = max(1, min(p.channels, ceil_div(p.channels * p.y.taps * p.phases[0].x.taps, BLOCK_STEPS)))
     p.block_channels = ceil_div(p.channels, p.channel_blocks)
-    # Rows a multiple of 4096 bytes apart fall into one set of the L1 cache, which has fewer ways than the tile has rows.
-    p.packed = (not p.column and p.channel_step == p.y.taps * p.phases[0].x.taps
-                and p.row_step * <Py_ssize_t>sizeof(real) % 4096 == 0)
+    # Rows a multiple of 4096 bytes apart fall into one set of the L1 cache, which has fewer ways than the tile has rows. The
+    # gradient of x reads its columns of a large weight from all over it.
+    p.packed = not (p.column or p.pair) and (p.row_step * <Py_ssize_t>sizeof(real) % 4096 == 0 if p.row_step > p.channel_step
+                                             else p.a_group * <Py_ssize_t>sizeof(real) > MAX_WEIGHT_IN_PLACE)
     plan_strips(p, 1)
     most = p.y.extent
     if p.in_place:              # no strip may be shorter than a vector
@@ -402,6 +411,17 @@ cdef void run_tasks(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *scra
         clear = False
 
 
+cdef void pack(const Pass *p, real *panel, const real *a, Py_ssize_t rows, Py_ssize_t channels) noexcept nogil:
+    """Copy what a row block needs of `a`, in the pieces that lie together there."""
+    cdef Py_ssize_t i
+    if p.row_step > p.channel_step:
+        for i in range(rows):
+            copy_run(panel + i * p.panel_row, a + i * p.row_step, channels * p.channel_step)
+    else:
+        for i in range(channels):
+            copy_run(panel + i * p.panel_channel, a + i * p.channel_step, rows * p.row_step)
+
+
 cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_ssize_t last_block, bint clear,
                     real *scratch) noexcept nogil:
     """Row blocks first_block..last_block of one strip, counted over images, groups and their strips; `clear` for the first."""
@@ -416,7 +436,7 @@ cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_
     cdef const Phase *phase
     cdef Tile t
     for i in range(MR):
-        t.row[i] = i * p.row_step
+        t.row[i] = i * (p.panel_row if p.packed else p.row_step)
     c0 = 0
     while c0 < p.channels:
         channels = min(p.block_channels, p.channels - c0)
@@ -432,9 +452,7 @@ cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_
             rows = (block + 1) * p.rows // p.row_blocks - m0
             t.a = p.a + group * p.a_group + m0 * p.row_step + c0 * p.channel_step
             if p.packed:
-                for i in range(rows):
-                    copy_run(scratch + p.panel + i * p.panel_pitch, t.a + i * p.row_step, channels * p.channel_step)
-                    t.row[i] = i * p.panel_pitch
+                pack(p, scratch + p.panel, t.a, rows, channels)
                 t.a = scratch + p.panel
             t.bias = p.bias + group * p.rows + m0 if p.bias != NULL and c0 == 0 else NULL
             out = p.out + (image_group * p.rows + m0) * p.out_plane + y0 * p.out_y

@@ -123,6 +123,16 @@ cdef inline void zero_run(real *to, Py_ssize_t n) noexcept nogil:
         i += LANES
 
 
+cdef inline void zero_margin(real *to, Py_ssize_t n) noexcept nogil:
+    """Zero n elements and no more."""
+    cdef Py_ssize_t i = 0
+    while i + LANES <= n:
+        store(to + i, splat(0))
+        i += LANES
+    if i < n:
+        store_first(to + i, splat(0), <int>(n - i))
+
+
 cdef inline void copy_split(real *low, Py_ssize_t n_low, real *high, Py_ssize_t n_high, const real *source) noexcept nogil:
     """low[i] = source[2 * i] for i < n_low, high[i] = source[2 * i + 1] for i < n_high, which is n_low, one less, or 0."""
     cdef Py_ssize_t i = 0, left = max(2 * n_low - 1, 2 * n_high)
@@ -150,11 +160,29 @@ cdef inline void first_and_last(const Axis *x, Py_ssize_t segment, Py_ssize_t *f
     last[0] = max(first[0], min(n, ceil_div(x.size - start, x.step))) if start < x.size else first[0]
 
 
+cdef inline void zero_segment(real *to, const Axis *y, const Axis *x, Py_ssize_t segment, Py_ssize_t first_output,
+                              Py_ssize_t plane, Py_ssize_t pitch) noexcept nogil:
+    """What lies outside the source of one segment along x, of all rows of one channel."""
+    cdef Py_ssize_t first, last, i, _j, row
+    first_and_last(x, segment, &first, &last)
+    to += segment * plane
+    for i in range(y.segments):
+        row = y.segment_start[i] + first_output * y.step
+        for _j in range(y.segment_length[i]):
+            if 0 <= row < y.size:
+                zero_margin(to, first)
+                zero_margin(to + last, pitch - last)
+            else:
+                zero_margin(to, pitch)
+            row += y.step
+            to += pitch
+
+
 cdef inline void copy_segment(real *to, const real *source, const Axis *y, const Axis *x, Py_ssize_t segment, Py_ssize_t with_next,
                               Py_ssize_t first_output, Py_ssize_t plane, Py_ssize_t pitch) noexcept nogil:
-    """What the source has of one segment along x, of all rows of one channel; `with_next` also that of the segment so far behind, whose
-    elements follow those of this one in a source of step 2, one by one."""
-    cdef Py_ssize_t first, last, next_first = 0, next_last = 0, i, j, k, row
+    """What the source has of one segment along x, of all rows of one channel; `with_next` also that of the segment so far
+    behind, whose elements follow those of this one in a source of step 2, one by one."""
+    cdef Py_ssize_t first, last, next_first = 0, next_last = 0, i, _j, k, row
     first_and_last(x, segment, &first, &last)
     if with_next:
         first_and_last(x, segment + with_next, &next_first, &next_last)
@@ -162,7 +190,7 @@ cdef inline void copy_segment(real *to, const real *source, const Axis *y, const
     source += x.segment_start[segment] + first * x.step
     for i in range(y.segments):
         row = y.segment_start[i] + first_output * y.step
-        for j in range(y.segment_length[i]):
+        for _j in range(y.segment_length[i]):
             if 0 <= row < y.size:
                 if x.step == 1:
                     copy_run(to + first, source + row * x.size, last - first)
@@ -198,9 +226,10 @@ cdef inline void copy_strip(real *strip, const real *source, Py_ssize_t channels
     cdef Py_ssize_t _c, j
     cdef Py_ssize_t first = 0 if pair_of(x, 0) else 1
     cdef Py_ssize_t pair = pair_of(x, first)
-    if clear:
-        zero_run(strip, channels * x.segments * plane)
     for _c in range(channels):
+        if clear:
+            for j in range(x.segments):
+                zero_segment(strip, y, x, j, first_output, plane, pitch)
         if pair:
             copy_segment(strip, source, y, x, first, pair, first_output, plane, pitch)
         else:
