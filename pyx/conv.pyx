@@ -18,7 +18,7 @@ from strip cimport Axis, plan_segments, segment_base, total_length, longest_segm
     plan_runs, ceil_div, STRIP_BYTES
 from dot cimport Dot, dot_taps, DOT_TAPS
 from square cimport Square, has_square, has_pair, run_square_sizes, run_pair_sizes, dot_square_sizes
-from tile cimport Tile, Column, tile_rows, column_taps, most_vectors, MAX_VECTORS, COLUMN_TAPS
+from tile cimport Tile, Column, tile_rows, column_taps, fitting_vectors, MAX_VECTORS, COLUMN_TAPS
 
 
 cdef void run_tile(int rows, int vectors, const Tile *t) noexcept nogil:

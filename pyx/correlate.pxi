@@ -127,7 +127,7 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
         plan_segments(&p.phases[i].x, 1, True)
     p.pair = is_pair(p)
     p.column = p.rows <= COLUMN_MAX_ROWS and p.y.taps > 1 and not p.pair
-    p.square = p.column and p.phase_count == 1 and is_square(&p.y, &phase.x)
+    p.square = p.column and p.channels == 1 and p.phase_count == 1 and is_square(&p.y, &phase.x)
     p.staged = p.out_y != phase.x.extent and not (p.pair or p.square)
     p.in_place = lies_in_place(p)
     if p.in_place and not p.staged:         # one column of pixels, so that a strip may begin anywhere
@@ -205,9 +205,7 @@ cdef void run_block(const Pass *p, const Phase *phase, Tile *t, real *out, Py_ss
     t.out = out
     t.out_row = out_row
     while v < vectors:
-        n = most_vectors(rows)
-        while n > vectors - v:
-            n //= 2
+        n = fitting_vectors(rows, vectors - v)
         partial = False
         for j in range(n):
             y = 0 if phase.exact else (v + j) // row_vectors
@@ -322,25 +320,20 @@ cdef void set_square(Square *square, const Axis *y, Py_ssize_t pitch, Py_ssize_t
     square.x_segment = plane
 
 
-cdef void run_square_block(const Pass *p, const Tile *t, real *out, Py_ssize_t rows, Py_ssize_t channels,
-                           Py_ssize_t strip_rows) noexcept nogil:
-    """All pixels of the strip for one block of rows, one channel after the other."""
+cdef void run_square_block(const Pass *p, const Tile *t, real *out, Py_ssize_t strip_rows) noexcept nogil:
+    """All pixels of the strip for one channel."""
     cdef const Axis *x = &p.phases[0].x
-    cdef Py_ssize_t m, c
     cdef Square square
     set_square(&square, &p.y, p.phases[0].pitch, p.phases[0].plane)
     square.height = strip_rows
     square.width = x.extent
+    square.b = t.b
+    square.start = t.bias[0] if t.bias != NULL else 0
+    square.relu = t.relu
+    square.out = out
     square.out_y = p.out_y
-    for m in range(rows):
-        square.out = out + m * p.out_plane
-        square.start = t.bias[m] if t.bias != NULL else 0
-        for c in range(channels):
-            gather_taps(p, x, t.a + m * p.row_step + c * p.channel_step, square.taps)
-            square.b = t.b + c * x.segments * p.phases[0].plane
-            square.accumulate = c > 0
-            square.relu = t.relu and c == channels - 1
-            run_square(<int>p.y.taps, <int>p.y.step, &square)
+    gather_taps(p, x, t.a, square.taps)
+    run_square(<int>p.y.taps, <int>p.y.step, &square)
 
 
 cdef void run_column_block(const Pass *p, const Phase *phase, const Tile *t, real *out, Py_ssize_t out_row,
@@ -467,7 +460,7 @@ cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_
                 t.steps = phase.steps // p.block_channels * channels
                 t.b = source + y0 * phase.x.size if p.in_place else scratch + phase.strip
                 if p.square:
-                    run_square_block(p, &t, out, rows, channels, strip_rows)
+                    run_square_block(p, &t, out, strip_rows)
                 elif p.staged:
                     run_rows(p, phase, &t, scratch + p.results + i * p.result_plane, p.phase_count * p.result_plane,
                              phase.x.extent, rows, strip_rows)

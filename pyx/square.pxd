@@ -18,8 +18,7 @@ cdef struct Square:
     Py_ssize_t y_segment, x_segment, pitch
     Py_ssize_t height, width    # of the output
     real taps[MAX_SIZE * MAX_SIZE]
-    real start                  # what the sum starts from, if it does not
-    bint accumulate             # start from what `out` holds
+    real start                  # what the sum starts from
     bint relu
     real *out
     Py_ssize_t out_y
@@ -81,7 +80,7 @@ cdef inline void square_rows(const int size, const int stride, const int rows, c
     while x < t.width:
         lanes = <int>min(t.width - x, <Py_ssize_t>LANES)
         for i in range(rows):
-            acc[i] = load_first_or_zero(out + i * out_y + x, lanes) if t.accumulate else splat(t.start)
+            acc[i] = splat(t.start)
         add_window(size, size, stride, rows, t, b + x, t.taps, acc)
         for i in range(rows):
             if relu:
@@ -98,7 +97,7 @@ cdef inline void square_plane(const int size, const int stride, const Square *t)
     while y + SQUARE_ROWS // stride <= t.height:
         square_rows(size, stride, SQUARE_ROWS // stride, t, y)
         y += SQUARE_ROWS // stride
-    while y < t.height and t.height >= 4 and not t.accumulate:  # the last rows may be computed twice, but not added
+    while y < t.height and t.height >= 4:       # the last rows may be computed twice
         square_rows(size, stride, 4, t, min(y, t.height - 4))
         y += 4
     while y < t.height:

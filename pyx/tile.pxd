@@ -69,13 +69,24 @@ cdef inline void tile(const int rows, const int vectors, const Tile *t) noexcept
 # them. The constants decide which instances are compiled at all.
 cdef inline int most_vectors(Py_ssize_t rows) noexcept nogil:
     if REGISTERS == 32:
-        return 8 if rows <= 3 else 4 if rows <= 6 else 2
+        return 8 if rows <= 3 else 4 if rows <= 6 else 3 if rows <= 9 else 2
     return 4 if rows <= 3 else 2
+
+
+cdef inline Py_ssize_t fitting_vectors(Py_ssize_t rows, Py_ssize_t left) noexcept nogil:
+    """The widest instance for so many rows that does not exceed the vectors that are left."""
+    cdef Py_ssize_t n = most_vectors(rows)
+    if left == 2:
+        return 2
+    while n > left:
+        n //= 2
+    return n
 
 
 cdef inline void tile_vectors(const int rows, int vectors, const Tile *t) noexcept nogil:
     if vectors == 1: tile(rows, 1, t)
     elif vectors == 2: tile(rows, 2, t)
+    elif most_vectors(rows) == 3 and vectors == 3: tile(rows, 3, t)
     elif most_vectors(rows) >= 4 and vectors == 4: tile(rows, 4, t)
     elif most_vectors(rows) >= 8 and vectors == 8: tile(rows, 8, t)
 
