@@ -7,6 +7,7 @@ of n pairs (before, after).
 
 from __future__ import annotations
 
+import math
 import operator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -172,12 +173,19 @@ def shape(name: str, value: Any, n: int) -> Ints:
     return tuple([integer(name, v, 0 if i < batch else 1) for i, v in enumerate(value)])
 
 
-def indices(name: str, value: Any, shape: Sequence[int]) -> None:
+def indices(name: str, value: Any, shape: Sequence[int] | None = None) -> None:
     """Raise TypeError unless `value` is an int64 array, ValueError unless it has the shape."""
     if not isinstance(value, np.ndarray) or value.dtype != np.int64:
         got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
         raise TypeError(f"{name} must be an int64 array, got {got}")
-    same_shape(name, value, shape)
+    if shape is not None:
+        same_shape(name, value, shape)
+
+
+def inside(name: str, value: Any, size: Ints) -> None:
+    """Raise ValueError unless all indices lie in a plane of this size."""
+    if value.min() < 0 or value.max() >= math.prod(size):
+        refuse_indices(name, value, size)
 
 
 def refuse_indices(name: str, value: Any, size: Ints) -> None:

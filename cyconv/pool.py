@@ -1,17 +1,23 @@
-"""Pooling: maxima and averages over windows, and their gradients. Arguments are checked here and results allocated."""
+"""Pooling: maxima, averages and p-norms over windows, and their gradients. Arguments are checked, results allocated.
+
+Each function is written once, for any number of axes, and published for one, two and three of them by `_each`.
+"""
 
 from __future__ import annotations
 
+import inspect
+import math
 import struct
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, overload
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 
 from . import _check, _dispatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -19,28 +25,78 @@ if TYPE_CHECKING:
 
     Indices = npt.NDArray[np.int64]
 
+F = TypeVar("F", bound="Callable[..., Any]")
+
 _NO_AXIS = (1, 1, 1, 1, 0, 0, 1)  # what the kernels see of the axes that 1-D and 2-D pooling lack
+# What stands for the axes in docstrings.
+_WORDS = [
+    {"{n}": "1", "{axes}": "W", "{out}": "OW", "{1,}": "", "{int}": "int or (int,)", "{W}": "x"},
+    {"{n}": "2", "{axes}": "H, W", "{out}": "OH, OW", "{1,}": "1, ", "{int}": "int or (int, int)", "{W}": "y * W + x"},
+    {
+        "{n}": "3", "{axes}": "D, H, W", "{out}": "OD, OH, OW", "{1,}": "1, 1, ", "{int}": "int or (int, int, int)",
+        "{W}": "(z * H + y) * W + x",
+    },
+]  # fmt: skip
 
 
-@lru_cache(maxsize=256, typed=True)
-def _plan(size: Ints, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> tuple[Ints, bytes]:
-    """Return the output's spatial shape and the geometry for the kernels: size, out, window, ... of d, h, w."""
-    n = len(size)
+class _Windows(NamedTuple):
+    """What the windows of a call are."""
+
+    shape: Ints  # of the output
+    size: Ints  # of the axes of the input
+    planes: int
+    geometry: bytes  # for the kernels: size, out, window, ... of d, h, w
+
+
+def _each(function: F) -> tuple[F, F, F]:
+    """Return `function` for one, two and three axes: with that default of its last parameter, and in its docstring."""
+    found: list[Any] = []
+    signature = inspect.signature(function)
+    visible = signature.replace(parameters=[p for p in signature.parameters.values() if p.name != "_n"])
+    for n, words in enumerate(_WORDS, 1):
+        name = f"{function.__name__.strip('_').removesuffix('_backward')}{n}d"
+        name += "_backward" * function.__name__.endswith("_backward")
+        copy: Any = FunctionType(function.__code__, function.__globals__, name, function.__defaults__)
+        copy.__kwdefaults__ = {**(function.__kwdefaults__ or {}), "_n": n}
+        copy.__annotations__, copy.__module__ = function.__annotations__, function.__module__
+        copy.__signature__, copy.__qualname__, copy.__doc__ = visible, name, function.__doc__
+        for word, meaning in words.items():
+            copy.__doc__ = copy.__doc__.replace(word, meaning)
+        found.append(copy)
+    function.__doc__ = None  # its examples are not Python yet
+    one, two, three = found
+    return one, two, three
+
+
+def _packed(n: int, shape: Ints, out: Ints, axes: list[Ints]) -> _Windows:
+    numbers = [number for axis in [_NO_AXIS] * (3 - n) + axes for number in axis]
+    return _Windows(shape[:-n] + out, shape[-n:], math.prod(shape[:-n]), struct.pack("21n", *numbers))
+
+
+def _plan(
+    n: int, name: str, shape: Ints, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> _Windows:
+    """Check the parameters and the shape of the input, which is called `name`."""
+    _check.spatial(name, shape, n)
+    size = shape[-n:]
     kernel = _check.ints("kernel_size", kernel, n, 1)
     stride = kernel if stride is None else _check.ints("stride", stride, n, 1)
     dilation = _check.ints("dilation", dilation, n, 1)
     pads = _check.padding(padding, size, kernel, stride, dilation)
     out = _check.output_size(size, kernel, stride, pads, dilation, ceil_mode)
-    axes = [*_NO_AXIS] * (3 - n)
-    for m, o, k, s, (before, after), d in zip(size, out, kernel, stride, pads, dilation, strict=True):
-        axes += [m, o, k, s if o > 1 else 1, before, after, d]
-    return out, struct.pack("21n", *axes)
+    axes: list[Ints] = []
+    for m, o, k, s, pair, d in zip(size, out, kernel, stride, pads, dilation, strict=True):
+        axes.append((m, o, k, s if o > 1 else 1, *pair, d))
+    return _packed(n, shape, out, axes)
+
+
+_known_plan = lru_cache(maxsize=1024)(_plan)
 
 
 def _windows(
-    n: int, shape: Ints, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
-) -> tuple[Ints, bytes]:
-    """Return the output's shape and the geometry. What the cache cannot tell apart, 2 and 2.0 in tuples, is checked."""
+    n: int, name: str, shape: Ints, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
+) -> _Windows:
+    """Return what `_plan` does. Only exact types may be looked up: 1 == 1.0 == True, but only the first is a stride."""
     if type(kernel) is not int:
         kernel = _check.ints("kernel_size", kernel, n, 1)
     if stride is not None and type(stride) is not int:
@@ -48,13 +104,39 @@ def _windows(
     if type(dilation) is not int:
         dilation = _check.ints("dilation", dilation, n, 1)
     if type(padding) is not int and type(padding) is not str:
-        padding = _check.padding(padding, shape[-n:], (1,) * n, (1,) * n, (1,) * n)
-    size, geometry = _plan(shape[-n:], kernel, stride, padding, dilation, bool(ceil_mode))
-    return shape[:-n] + size, geometry
+        padding = _check.padding(padding, (1,) * n, (1,) * n, (1,) * n, (1,) * n)
+    return _known_plan(n, name, shape, kernel, stride, padding, dilation, bool(ceil_mode))
 
 
-def _planes(n: int, shape: Ints) -> int:
-    return shape[0] if len(shape) == n + 1 else shape[0] * shape[1]
+def _adaptive(n: int, name: str, shape: Ints, output_size: Any) -> _Windows:
+    """Return the windows of adaptive pooling; None keeps an axis."""
+    _check.spatial(name, shape, n)
+    sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size,) * n
+    if len(sizes) != n:
+        raise ValueError(f"output_size must be an integer, None or {n} of them, got {output_size!r}")
+    pairs = zip(shape[-n:], sizes, strict=True)
+    return _adaptive_plan(n, shape, tuple([m if o is None else _check.integer("output_size", o, 1) for m, o in pairs]))
+
+
+@lru_cache(maxsize=256)
+def _adaptive_plan(n: int, shape: Ints, out: Ints) -> _Windows:
+    """Regular windows where `out` divides all sizes, otherwise window 0: the kernels know the rule."""
+    pairs = list(zip(shape[-n:], out, strict=True))
+    regular = all(m % o == 0 for m, o in pairs)
+    axes: list[Ints] = [(m, o, m // o if regular else 0, m // o if regular else 1, 0, 0, 1) for m, o in pairs]
+    return _packed(n, shape, out, axes)
+
+
+def _global(axes: Any, name: str, shape: Ints) -> _Windows:
+    """Return one window over all axes, by default those after N and C."""
+    n = len(shape) - 2 if axes is None else _axes(axes)
+    if not 1 <= n <= 3:
+        raise ValueError(f"{name} must have 3 to 5 axes (N, C and one to three more), got shape {shape}")
+    return _adaptive(n, name, shape, 1)
+
+
+def _axes(n: Any) -> int:
+    return _check.integer("axes", n, 1, 3)
 
 
 def _flat(a: Any) -> Any:
@@ -62,17 +144,15 @@ def _flat(a: Any) -> Any:
     return _check.contiguous(a if type(a) is np.ndarray else a.view(np.ndarray)).ravel()
 
 
-def _max(n: int, x: Array, windows: tuple[Any, ...], return_indices: bool, out: Array | None) -> Any:
-    _check.array("x", x)
-    _check.spatial("x", x.shape, n)
-    shape, geometry = _windows(n, x.shape, *windows)
+def _max_forward(x: Any, windows: _Windows, return_indices: bool, out: Any) -> Any:
+    shape, _, planes, geometry = windows
     dtype = x.dtype
     result = _check.output("out", out, shape, dtype, x)
     indices = np.empty(shape, np.int64) if return_indices else None
     if result.size:
         buffer = result if out is None or result.flags.c_contiguous else np.empty(shape, dtype)
         _dispatch.kernels("pool", dtype).max_forward(
-            _flat(x), _flat(buffer), None if indices is None else indices.ravel(), geometry, _planes(n, shape),
+            _flat(x), _flat(buffer), None if indices is None else indices.ravel(), geometry, planes,
             _dispatch.threads(), _dispatch.scratch,
         )  # fmt: skip
         if buffer is not result:
@@ -80,37 +160,31 @@ def _max(n: int, x: Array, windows: tuple[Any, ...], return_indices: bool, out: 
     return result if indices is None else (result, indices)
 
 
-def _max_backward(n: int, grad_out: Array, x: Array, windows: tuple[Any, ...], indices: Indices | None) -> Array:
-    _check.array("x", x)
-    _check.spatial("x", x.shape, n)
+def _max_gradient(grad_out: Any, x: Any, windows: _Windows, indices: Any) -> Any:
+    shape, size, planes, geometry = windows
     _check.array("grad_out", grad_out)
     _check.same_dtype(grad_out=grad_out, x=x)
-    shape, geometry = _windows(n, x.shape, *windows)
     _check.same_shape("grad_out", grad_out, shape)
     if indices is not None:
         _check.indices("indices", indices, shape)
-    grad_x: Array = np.empty(x.shape, x.dtype)
+    grad_x = np.empty(x.shape, x.dtype)
     if grad_x.size and not _dispatch.kernels("pool", x.dtype).max_backward(
         _flat(grad_out), None if indices is not None else _flat(x), None if indices is None else _flat(indices),
-        grad_x.ravel(), geometry, _planes(n, shape), _dispatch.threads(), _dispatch.scratch,
+        grad_x.ravel(), geometry, planes, _dispatch.threads(), _dispatch.scratch,
     ):  # fmt: skip
-        _check.refuse_indices("indices", indices, x.shape[-n:])
+        _check.refuse_indices("indices", indices, size)
     return grad_x
 
 
-def _avg(
-    n: int, x: Array, windows: tuple[Any, ...], count_include_pad: bool, divisor: int | None, out: Array | None
-) -> Any:
-    _check.array("x", x)
-    _check.spatial("x", x.shape, n)
-    shape, geometry = _windows(n, x.shape, *windows)
+def _avg_forward(x: Any, windows: _Windows, count_include_pad: Any, divisor: Any, out: Any) -> Any:
+    shape, _, planes, geometry = windows
     number = 0 if divisor is None else _check.integer("divisor_override", divisor, 1)
     dtype = x.dtype
     result = _check.output("out", out, shape, dtype, x)
     if result.size:
         buffer = result if out is None or result.flags.c_contiguous else np.empty(shape, dtype)
         _dispatch.kernels("pool", dtype).average_forward(
-            _flat(x), _flat(buffer), geometry, _planes(n, shape), bool(count_include_pad), number,
+            _flat(x), _flat(buffer), geometry, planes, bool(count_include_pad), number,
             _dispatch.threads(), _dispatch.scratch,
         )  # fmt: skip
         if buffer is not result:
@@ -118,34 +192,71 @@ def _avg(
     return result
 
 
-def _avg_backward(
-    n: int, grad_out: Array, shape: Any, windows: tuple[Any, ...], count_include_pad: bool, divisor: int | None
-) -> Array:
-    _check.array("grad_out", grad_out)
-    shape = _check.shape("input_shape", shape, n)
-    out_shape, geometry = _windows(n, shape, *windows)
+def _avg_gradient(grad_out: Any, shape: Ints, windows: _Windows, count_include_pad: Any, divisor: Any) -> Any:
+    out_shape, _, planes, geometry = windows
     number = 0 if divisor is None else _check.integer("divisor_override", divisor, 1)
     _check.same_shape("grad_out", grad_out, out_shape)
-    grad_x: Array = np.empty(shape, grad_out.dtype)
+    grad_x = np.empty(shape, grad_out.dtype)
     if grad_x.size:
         _dispatch.kernels("pool", grad_out.dtype).average_backward(
-            _flat(grad_out), grad_x.ravel(), geometry, _planes(n, shape), bool(count_include_pad), number,
+            _flat(grad_out), grad_x.ravel(), geometry, planes, bool(count_include_pad), number,
             _dispatch.threads(), _dispatch.scratch,
         )  # fmt: skip
     return grad_x
 
 
-@overload
-def max_pool2d(
-    x: Array, kernel_size: IntLike, *, stride: IntLike | None = ..., padding: PaddingLike = ...,
-    dilation: IntLike = ..., ceil_mode: bool = ..., return_indices: Literal[False] = ..., out: Array | None = ...,
-) -> Array: ...  # fmt: skip
-@overload
-def max_pool2d(
-    x: Array, kernel_size: IntLike, *, stride: IntLike | None = ..., padding: PaddingLike = ...,
-    dilation: IntLike = ..., ceil_mode: bool = ..., return_indices: Literal[True], out: Array | None = ...,
-) -> tuple[Array, Indices]: ...  # fmt: skip
-def max_pool2d(
+def _exponents(a: Any, p: float, windows: _Windows) -> Iterator[tuple[int, Any]]:
+    """Yield an exponent e and where it applies (None: everywhere): there (a / 2^e)^p and its sums stay in range.
+
+    Usually e = 0 is good for all. Elsewhere the windows are sorted by the exponent of their maximum; what is so much
+    smaller than the maximum that its power vanishes does not count in the sum either.
+    """
+    info = np.finfo(a.dtype)
+    step = int((-info.minexp - info.nmant) / p)  # 2^-step and half of it have powers that are exact
+    high = int((info.maxexp - 1 - math.log2(math.prod(windows.size))) / p)
+    low, high = np.ldexp(a.dtype.type(1), [-step, high])
+    if np.all((a == 0) | (a >= low) & (a <= high)):
+        yield 0, None
+        return
+    largest = _max_forward(a, windows, False, None)
+    classes = np.ceil(np.frexp(largest)[1] / step).astype(int)
+    classes[~(np.isfinite(largest) & (largest > 0))] = 0
+    for c in np.unique(classes):
+        yield int(c) * step, classes == c
+
+
+def _norms(a: Any, p: float, windows: _Windows) -> Any:
+    """(sum of a^p over each window)^(1/p), for a >= 0."""
+    if p != 1:
+        a = a * a if p == 2 else a**p
+    sums = _avg_forward(a, windows, True, 1, None)
+    return sums if p == 1 else np.sqrt(sums) if p == 2 else sums ** (1 / p)
+
+
+def _order(p: Any) -> float:
+    """Check the order of a p-norm."""
+    if isinstance(p, (bool, np.bool_)) or not isinstance(p, (int, float, np.integer, np.floating)):
+        raise TypeError(f"p must be a number, got {p!r}")
+    if not 1 <= p <= 100:
+        raise ValueError(f"p must be in 1..100, got {p!r}")
+    return float(p)
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def _max_pool(
+        x: Array, kernel_size: IntLike, *, stride: IntLike | None = ..., padding: PaddingLike = ...,
+        dilation: IntLike = ..., ceil_mode: bool = ..., return_indices: Literal[False] = ..., out: Array | None = ...,
+    ) -> Array: ...  # fmt: skip
+    @overload
+    def _max_pool(
+        x: Array, kernel_size: IntLike, *, stride: IntLike | None = ..., padding: PaddingLike = ...,
+        dilation: IntLike = ..., ceil_mode: bool = ..., return_indices: Literal[True], out: Array | None = ...,
+    ) -> tuple[Array, Indices]: ...  # fmt: skip
+
+
+def _max_pool(
     x: Array,
     kernel_size: IntLike,
     *,
@@ -155,20 +266,21 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
     out: Array | None = None,
+    _n: int = 2,
 ) -> Any:
     """Maximum over windows of each channel.
 
     Parameters
     ----------
-    x : ndarray of float32 or float64, shape (N, C, H, W) or (C, H, W)
-    kernel_size : int or (int, int)
-        Height and width of the window.
-    stride : int or (int, int), optional
+    x : ndarray of float32 or float64, shape (N, C, {axes}) or (C, {axes})
+    kernel_size : {int}
+        Size of the window.
+    stride : {int}, optional
         Step from one window to the next, by default the window's size.
-    padding : int, one per axis, ((top, bottom), (left, right)), "valid", "same" or "same_lower"
+    padding : int, one per axis, a pair (before, after) per axis, "valid", "same" or "same_lower"
         Cells added around the image; they are never the maximum. Padding may reach or exceed the window. "same" gives
         ``ceil(size / stride)`` outputs, with an odd cell at the end ("same_lower": at the start).
-    dilation : int or (int, int)
+    dilation : {int}
         Step between the cells of a window.
     ceil_mode : bool
         Round the output's size up instead of down; a last window that would start in the end padding is dropped.
@@ -179,12 +291,12 @@ def max_pool2d(
 
     Returns
     -------
-    ndarray, shape (N, C, OH, OW) or (C, OH, OW)
-        `out`, or a new array; ``OH = (H + top + bottom - dilation * (kernel_size - 1) - 1) // stride + 1``.
+    ndarray, shape (N, C, {out}) or (C, {out})
+        `out`, or a new array; ``OW = (W + before + after - dilation * (kernel_size - 1) - 1) // stride + 1``.
         NaN wins. A window that lies wholly in the padding gives -inf.
     indices : ndarray of int64, same shape, if `return_indices`
-        Row-major positions ``y * W + x`` in the unpadded image, of equal values the first (of several NaNs the first,
-        where torch has the last); -1 for a window that lies wholly in the padding.
+        Row-major positions ``{W}`` in the unpadded image, of equal values the first (of several NaNs the first, where
+        torch has the last); -1 for a window that lies wholly in the padding.
 
     Raises
     ------
@@ -197,18 +309,18 @@ def max_pool2d(
     --------
     >>> import numpy as np
     >>> import cyconv
-    >>> x = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
-    >>> cyconv.max_pool2d(x, 3, stride=2, padding=1)
-    array([[[ 5.,  7.],
-            [13., 15.]]], dtype=float32)
-    >>> cyconv.max_pool2d(x, 2, return_indices=True)[1]
-    array([[[ 5,  7],
-            [13, 15]]])
+    >>> x = np.array([1.0, 3.0, 2.0, 5.0, 4.0, 4.0]).reshape(1, {1,}6)
+    >>> cyconv.max_pool{n}d(x, ({1,}2)).ravel()
+    array([3., 5., 4.])
+    >>> cyconv.max_pool{n}d(x, ({1,}2), return_indices=True)[1].ravel()
+    array([1, 3, 4])
     """
-    return _max(2, x, (kernel_size, stride, padding, dilation, ceil_mode), return_indices, out)
+    _check.array("x", x)
+    windows = _windows(_n, "x", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_forward(x, windows, return_indices, out)
 
 
-def max_pool2d_backward(
+def _max_pool_backward(
     grad_out: Array,
     x: Array,
     kernel_size: IntLike,
@@ -218,16 +330,17 @@ def max_pool2d_backward(
     dilation: IntLike = 1,
     ceil_mode: bool = False,
     indices: Indices | None = None,
+    _n: int = 2,
 ) -> Array:
-    """Gradient of `max_pool2d`: each element of `grad_out` goes to the cell that its maximum was read from.
+    """Gradient of `max_pool{n}d`: each element of `grad_out` goes to the cell that its maximum was read from.
 
     Parameters
     ----------
-    grad_out : ndarray, the shape of the result of ``max_pool2d(x, kernel_size, ...)``
+    grad_out : ndarray, the shape of the result of ``max_pool{n}d(x, kernel_size, ...)``
     x, kernel_size, stride, padding, dilation, ceil_mode
-        As given to `max_pool2d`.
+        As given to `max_pool{n}d`.
     indices : ndarray of int64, optional
-        As returned by `max_pool2d`. The maxima are then not searched again and only the shape of `x` matters.
+        As returned by `max_pool{n}d`. The maxima are then not searched again and only the shape of `x` matters.
 
     Returns
     -------
@@ -236,21 +349,23 @@ def max_pool2d_backward(
     Raises
     ------
     TypeError, ValueError
-        As `max_pool2d`, and for a `grad_out` or `indices` of another shape, or an index outside the image.
+        As `max_pool{n}d`, and for a `grad_out` or `indices` of another shape, or an index outside the image.
 
     Examples
     --------
     >>> import numpy as np
     >>> import cyconv
-    >>> x = np.array([[[1.0, 3.0], [3.0, 2.0]]])
-    >>> cyconv.max_pool2d_backward(np.ones((1, 1, 1)), x, 2)
-    array([[[0., 1.],
-            [0., 0.]]])
+    >>> x = np.array([1.0, 3.0, 3.0, 2.0]).reshape(1, {1,}4)
+    >>> cyconv.max_pool{n}d_backward(np.ones((1, {1,}1)), x, ({1,}4)).ravel()
+    array([0., 1., 0., 0.])
     """
-    return _max_backward(2, grad_out, x, (kernel_size, stride, padding, dilation, ceil_mode), indices)
+    _check.array("x", x)
+    windows = _windows(_n, "x", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    result: Array = _max_gradient(grad_out, x, windows, indices)
+    return result
 
 
-def avg_pool2d(
+def _avg_pool(
     x: Array,
     kernel_size: IntLike,
     *,
@@ -261,13 +376,14 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
     out: Array | None = None,
+    _n: int = 2,
 ) -> Array:
     """Average over windows of each channel.
 
     Parameters
     ----------
     x, kernel_size, stride, padding, dilation, ceil_mode, out
-        As in `max_pool2d`.
+        As in `max_pool{n}d`.
     count_include_pad : bool
         Whether the divisor counts the cells of the padding. Those beyond the end padding, which `ceil_mode` can reach,
         are never counted.
@@ -276,28 +392,28 @@ def avg_pool2d(
 
     Returns
     -------
-    ndarray, shape (N, C, OH, OW) or (C, OH, OW)
+    ndarray, shape (N, C, {out}) or (C, {out})
         `out`, or a new array. A window that counts no cells gives NaN (0 / 0).
 
     Raises
     ------
     TypeError, ValueError
-        As `max_pool2d`.
+        As `max_pool{n}d`.
 
     Examples
     --------
     >>> import numpy as np
     >>> import cyconv
-    >>> cyconv.avg_pool2d(np.arange(9.0).reshape(1, 3, 3), 2, stride=1)
-    array([[[2., 3.],
-            [5., 6.]]])
+    >>> cyconv.avg_pool{n}d(np.arange(4.0).reshape(1, {1,}4), ({1,}2), stride=1).ravel()
+    array([0.5, 1.5, 2.5])
     """
-    windows = (kernel_size, stride, padding, dilation, ceil_mode)
-    result: Array = _avg(2, x, windows, count_include_pad, divisor_override, out)
+    _check.array("x", x)
+    windows = _windows(_n, "x", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    result: Array = _avg_forward(x, windows, count_include_pad, divisor_override, out)
     return result
 
 
-def avg_pool2d_backward(
+def _avg_pool_backward(
     grad_out: Array,
     input_shape: Sequence[int],
     kernel_size: IntLike,
@@ -308,16 +424,17 @@ def avg_pool2d_backward(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
+    _n: int = 2,
 ) -> Array:
-    """Gradient of `avg_pool2d`: each element of `grad_out` is spread evenly over its window.
+    """Gradient of `avg_pool{n}d`: each element of `grad_out` is spread evenly over its window.
 
     Parameters
     ----------
-    grad_out : ndarray, the shape of the result of ``avg_pool2d(x, kernel_size, ...)``
+    grad_out : ndarray, the shape of the result of ``avg_pool{n}d(x, kernel_size, ...)``
     input_shape : sequence of int
         The shape of `x`.
     kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override
-        As given to `avg_pool2d`.
+        As given to `avg_pool{n}d`.
 
     Returns
     -------
@@ -326,15 +443,543 @@ def avg_pool2d_backward(
     Raises
     ------
     TypeError, ValueError
-        As `avg_pool2d`, and for a `grad_out` of another shape.
+        As `avg_pool{n}d`, and for a `grad_out` of another shape.
 
     Examples
     --------
     >>> import numpy as np
     >>> import cyconv
-    >>> cyconv.avg_pool2d_backward(np.ones((1, 1, 1)), (1, 2, 2), 2)
-    array([[[0.25, 0.25],
-            [0.25, 0.25]]])
+    >>> cyconv.avg_pool{n}d_backward(np.ones((1, {1,}1)), (1, {1,}4), ({1,}4)).ravel()
+    array([0.25, 0.25, 0.25, 0.25])
     """
-    windows = (kernel_size, stride, padding, dilation, ceil_mode)
-    return _avg_backward(2, grad_out, input_shape, windows, count_include_pad, divisor_override)
+    _check.array("grad_out", grad_out)
+    shape = _check.shape("input_shape", input_shape, _n)
+    windows = _windows(_n, "input_shape", shape, kernel_size, stride, padding, dilation, ceil_mode)
+    result: Array = _avg_gradient(grad_out, shape, windows, count_include_pad, divisor_override)
+    return result
+
+
+def _lp_pool(
+    x: Array,
+    p: float,
+    kernel_size: IntLike,
+    *,
+    stride: IntLike | None = None,
+    padding: PaddingLike = 0,
+    dilation: IntLike = 1,
+    ceil_mode: bool = False,
+    out: Array | None = None,
+    _n: int = 2,
+) -> Array:
+    """p-norm over windows of each channel: ``(sum of |x|^p)^(1/p)``.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, shape (N, C, {axes}) or (C, {axes})
+    p : float
+        1 to 100. 1 gives the sum of the magnitudes, 2 the Euclidean norm; large values come close to the maximum.
+    kernel_size, stride, padding, dilation, ceil_mode, out
+        As in `max_pool{n}d`.
+
+    Returns
+    -------
+    ndarray, shape (N, C, {out}) or (C, {out})
+        `out`, or a new array. Powers that leave the dtype's range do no harm to a result that is in it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `max_pool{n}d`, and if `p` is not a number of 1 to 100.
+
+    Notes
+    -----
+    This is ONNX's LpPool. torch's lp_pool adds up x^p with its sign, so that for odd p values cancel; with `ceil_mode`
+    it scales the sum of a window that ends outside the image to the full number of cells.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cyconv
+    >>> cyconv.lp_pool{n}d(np.array([3.0, -4.0]).reshape(1, {1,}2), 2, ({1,}2)).ravel()
+    array([5.])
+    """
+    _check.array("x", x)
+    p = _order(p)
+    windows = _windows(_n, "x", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    result: Array = _check.output("out", out, windows.shape, x.dtype, x)
+    if result.size:
+        with np.errstate(all="ignore"):
+            a = np.abs(np.asarray(x))
+            for e, where in _exponents(a, p, windows):
+                norms = _norms(np.ldexp(a, -e) if e else a, p, windows)
+                np.copyto(result, np.ldexp(norms, e) if e else norms, where=True if where is None else where)
+    return result
+
+
+def _lp_pool_backward(
+    grad_out: Array,
+    x: Array,
+    p: float,
+    kernel_size: IntLike,
+    *,
+    stride: IntLike | None = None,
+    padding: PaddingLike = 0,
+    dilation: IntLike = 1,
+    ceil_mode: bool = False,
+    _n: int = 2,
+) -> Array:
+    """Gradient of `lp_pool{n}d`: a cell gets ``grad_out * sign(x) * (|x| / out)^(p - 1)`` of each window that it is in.
+
+    Parameters
+    ----------
+    grad_out : ndarray, the shape of the result of ``lp_pool{n}d(x, p, kernel_size, ...)``
+    x, p, kernel_size, stride, padding, dilation, ceil_mode
+        As given to `lp_pool{n}d`.
+
+    Returns
+    -------
+    ndarray, shape of `x`
+        Zero where `x` is zero.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `lp_pool{n}d`, and for a `grad_out` of another shape or dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cyconv
+    >>> x = np.array([3.0, -4.0]).reshape(1, {1,}2)
+    >>> cyconv.lp_pool{n}d_backward(np.ones((1, {1,}1)), x, 2, ({1,}2)).ravel()
+    array([ 0.6, -0.8])
+    """
+    _check.array("x", x)
+    _check.array("grad_out", grad_out)
+    _check.same_dtype(grad_out=grad_out, x=x)
+    p = _order(p)
+    windows = _windows(_n, "x", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    _check.same_shape("grad_out", grad_out, windows.shape)
+    result: Any = np.zeros(x.shape, x.dtype)
+    if result.size:
+        with np.errstate(all="ignore"):
+            a = np.abs(np.asarray(x))
+            for e, where in _exponents(a, p, windows):
+                scaled = np.ldexp(a, -e) if e else a
+                norms = _norms(scaled, p, windows)
+                shares = np.where(norms == 0, 0, grad_out * norms ** (1 - p))
+                if where is not None:
+                    shares = np.where(where, shares, 0)
+                part = _avg_gradient(shares, x.shape, windows, True, 1) * scaled ** (p - 1)
+                result += part if where is None else np.where(part == part, part, 0)
+            result *= np.sign(x)
+    return result  # type: ignore[no-any-return]
+
+
+def _adaptive_max_pool(
+    x: Array, output_size: int | Sequence[int | None] | None, return_indices: bool = False, *,
+    out: Array | None = None, _n: int = 2,
+) -> Any:  # fmt: skip
+    """Maximum of each channel over as many windows as asked for.
+
+    Window `o` of an axis covers the positions from ``floor(o * size / output_size)`` up to, but without,
+    ``ceil((o + 1) * size / output_size)``: windows may overlap and differ in size by one or two.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, shape (N, C, {axes}) or (C, {axes})
+    output_size : int, None, or one of them per axis
+        None keeps the size of the axis.
+    return_indices : bool
+        Also return where each maximum lies, as `max_pool{n}d` does.
+    out : ndarray, shape of the result, optional
+        Where to write the maxima; must not overlap `x`.
+
+    Returns
+    -------
+    ndarray, shape (N, C, {out}) or (C, {out})
+        `out`, or a new array. NaN wins.
+    indices : ndarray of int64, same shape, if `return_indices`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `max_pool{n}d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cyconv
+    >>> x = np.array([1.0, 3.0, 2.0, 5.0, 4.0]).reshape(1, {1,}5)
+    >>> cyconv.adaptive_max_pool{n}d(x, ({1,}2)).ravel()
+    array([3., 5.])
+    """
+    _check.array("x", x)
+    return _max_forward(x, _adaptive(_n, "x", x.shape, output_size), return_indices, out)
+
+
+def _adaptive_max_pool_backward(grad_out: Array, x: Array, *, indices: Indices | None = None, _n: int = 2) -> Array:
+    """Gradient of `adaptive_max_pool{n}d`; the shape of `grad_out` tells the size of the output.
+
+    Parameters
+    ----------
+    grad_out : ndarray, the shape of the result of ``adaptive_max_pool{n}d(x, ...)``
+    x : ndarray
+        As given to `adaptive_max_pool{n}d`.
+    indices : ndarray of int64, optional
+        As returned by `adaptive_max_pool{n}d`. The maxima are then not searched again.
+
+    Returns
+    -------
+    ndarray, shape of `x`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `max_pool{n}d_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cyconv
+    >>> x = np.array([1.0, 3.0, 2.0, 5.0, 4.0]).reshape(1, {1,}5)
+    >>> cyconv.adaptive_max_pool{n}d_backward(np.ones((1, {1,}2)), x).ravel()
+    array([0., 1., 0., 1., 0.])
+    """
+    _check.array("x", x)
+    _check.array("grad_out", grad_out)
+    _check.spatial("grad_out", grad_out.shape, _n)
+    result: Array = _max_gradient(grad_out, x, _adaptive(_n, "x", x.shape, grad_out.shape[-_n:]), indices)
+    return result
+
+
+def _adaptive_avg_pool(
+    x: Array, output_size: int | Sequence[int | None] | None, *, out: Array | None = None, _n: int = 2
+) -> Array:
+    """Average of each channel over as many windows as asked for.
+
+    Parameters
+    ----------
+    x, output_size, out
+        As in `adaptive_max_pool{n}d`, with the same windows.
+
+    Returns
+    -------
+    ndarray, shape (N, C, {out}) or (C, {out})
+        `out`, or a new array.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `max_pool{n}d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cyconv
+    >>> cyconv.adaptive_avg_pool{n}d(np.arange(5.0).reshape(1, {1,}5), ({1,}2)).ravel()
+    array([1., 3.])
+    """
+    _check.array("x", x)
+    result: Array = _avg_forward(x, _adaptive(_n, "x", x.shape, output_size), True, None, out)
+    return result
+
+
+def _adaptive_avg_pool_backward(grad_out: Array, input_shape: Sequence[int], *, _n: int = 2) -> Array:
+    """Gradient of `adaptive_avg_pool{n}d`; the shape of `grad_out` tells the size of the output.
+
+    Parameters
+    ----------
+    grad_out : ndarray, the shape of the result of ``adaptive_avg_pool{n}d(x, ...)``
+    input_shape : sequence of int
+        The shape of `x`.
+
+    Returns
+    -------
+    ndarray, shape `input_shape`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `avg_pool{n}d_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cyconv
+    >>> cyconv.adaptive_avg_pool{n}d_backward(np.ones((1, {1,}2)), (1, {1,}4)).ravel()
+    array([0.5, 0.5, 0.5, 0.5])
+    """
+    _check.array("grad_out", grad_out)
+    _check.spatial("grad_out", grad_out.shape, _n)
+    shape = _check.shape("input_shape", input_shape, _n)
+    windows = _adaptive(_n, "input_shape", shape, grad_out.shape[-_n:])
+    result: Array = _avg_gradient(grad_out, shape, windows, True, None)
+    return result
+
+
+def _max_unpool(
+    x: Array,
+    indices: Indices,
+    kernel_size: IntLike,
+    *,
+    stride: IntLike | None = None,
+    padding: PaddingLike = 0,
+    output_size: Sequence[int] | None = None,
+    _n: int = 2,
+) -> Array:
+    """Put the elements of `x` where `indices` say, into planes of zeros: a partial inverse of `max_pool{n}d`.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, shape (N, C, {out}) or (C, {out})
+    indices : ndarray of int64, shape of `x`
+        Row-major positions ``{W}`` in a plane of the result, as `max_pool{n}d` returns them. If one occurs several
+        times in a plane, the last element counts.
+    kernel_size, stride, padding
+        As given to `max_pool{n}d`; they determine the size of the result. "same" and "same_lower" do not.
+    output_size : sequence of int, optional
+        Another size of the result, as several give the same output of a pooling: {n} integers, or its whole shape.
+        Each may differ from ``(OW - 1) * stride - before - after + kernel_size`` by less than the stride.
+
+    Returns
+    -------
+    ndarray, shape (N, C, {axes}) or (C, {axes})
+
+    Raises
+    ------
+    TypeError
+        As `max_pool{n}d`, and for indices that are not int64.
+    ValueError
+        For an index outside the plane, -1 included; parameters out of range; a size that cannot be.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cyconv
+    >>> x = np.array([1.0, 3.0, 5.0, 2.0]).reshape(1, {1,}4)
+    >>> out, indices = cyconv.max_pool{n}d(x, ({1,}2), return_indices=True)
+    >>> cyconv.max_unpool{n}d(out, indices, ({1,}2)).ravel()
+    array([0., 3., 5., 0.])
+    """
+    _check.array("x", x)
+    _check.spatial("x", x.shape, _n)
+    _check.indices("indices", indices, x.shape)
+    kernel = _check.ints("kernel_size", kernel_size, _n, 1)
+    step = kernel if stride is None else _check.ints("stride", stride, _n, 1)
+    size = x.shape[-_n:]
+    if padding in ("same", "same_lower"):
+        raise ValueError(f'padding of an unpooling must be integers or "valid", got {padding!r}')
+    pads = _check.padding(padding, size, kernel, step, (1,) * _n)
+    sizes = tuple([(m - 1) * s - sum(pad) + k for m, s, pad, k in zip(size, step, pads, kernel, strict=True)])
+    if output_size is not None:
+        if not isinstance(output_size, (tuple, list)) or len(output_size) not in (_n, x.ndim):
+            raise ValueError(f"output_size must be {_n} integers, or the whole shape, got {output_size!r}")
+        asked = tuple([_check.integer("output_size", m, 1) for m in output_size[-_n:]])
+        same = len(output_size) == _n or tuple(output_size[:-_n]) == x.shape[:-_n]
+        if not same or any(abs(m - a) >= s for m, a, s in zip(sizes, asked, step, strict=True)):
+            raise ValueError(f"output_size must differ from {sizes} by less than the stride {step}, got {output_size}")
+        sizes = asked
+    if min(sizes) < 1:
+        raise ValueError(f"the output would be empty: size {sizes}")
+    result: Array = np.zeros(x.shape[:-_n] + sizes, x.dtype)
+    if result.size:
+        _check.inside("indices", indices, sizes)
+        plane = math.prod(sizes)
+        flat = result.reshape(-1, plane)
+        np.put_along_axis(flat, indices.reshape(len(flat), -1), x.reshape(len(flat), -1), 1)
+    return result
+
+
+def _max_unpool_backward(grad_out: Array, indices: Indices, *, _n: int = 2) -> Array:
+    """Gradient of `max_unpool{n}d`: what lies in `grad_out` at the indices.
+
+    Parameters
+    ----------
+    grad_out : ndarray, the shape of the result of ``max_unpool{n}d(x, indices, ...)``
+    indices : ndarray of int64, the shape of `x`
+        As given to `max_unpool{n}d`. Of elements with the same index each gets the gradient, as in torch.
+
+    Returns
+    -------
+    ndarray, shape of `indices`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `max_unpool{n}d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cyconv
+    >>> grad_out = np.arange(4.0).reshape(1, {1,}4)
+    >>> cyconv.max_unpool{n}d_backward(grad_out, np.array([1, 2]).reshape(1, {1,}2)).ravel()
+    array([1., 2.])
+    """
+    _check.array("grad_out", grad_out)
+    _check.spatial("grad_out", grad_out.shape, _n)
+    _check.indices("indices", indices)
+    _check.spatial("indices", indices.shape, _n)
+    planes, size = indices.shape[:-_n], grad_out.shape[-_n:]
+    _check.same_shape("grad_out", grad_out, planes + size)
+    if not indices.size:
+        return np.empty(indices.shape, grad_out.dtype)
+    _check.inside("indices", indices, size)
+    flat, rows = grad_out.reshape(*planes, -1), indices.reshape(*planes, -1)
+    result: Any = np.take_along_axis(flat, rows, -1)
+    return result.reshape(indices.shape)  # type: ignore[no-any-return]
+
+
+def global_avg_pool(x: Array, *, axes: int | None = None, out: Array | None = None) -> Array:
+    """Average of each channel over its whole plane.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, shape (N, C, W), (N, C, H, W) or (N, C, D, H, W)
+    axes : int, optional
+        How many axes to average over, 1 to 3, by default all after N and C. Needed where there is no batch axis.
+    out : ndarray, shape of the result, optional
+        Where to write the averages; must not overlap `x`.
+
+    Returns
+    -------
+    ndarray, shape (N, C, 1, ...)
+        `out`, or a new array. The axes are kept, of length 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `avg_pool2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cyconv
+    >>> cyconv.global_avg_pool(np.arange(8.0).reshape(1, 2, 2, 2))
+    array([[[[1.5]],
+    <BLANKLINE>
+            [[5.5]]]])
+    """
+    _check.array("x", x)
+    result: Array = _avg_forward(x, _global(axes, "x", x.shape), True, None, out)
+    return result
+
+
+def global_avg_pool_backward(grad_out: Array, input_shape: Sequence[int], *, axes: int | None = None) -> Array:
+    """Gradient of `global_avg_pool`: each element of `grad_out` is spread evenly over its plane.
+
+    Parameters
+    ----------
+    grad_out : ndarray, the shape of the result of ``global_avg_pool(x)``
+    input_shape : sequence of int
+        The shape of `x`.
+    axes : int, optional
+        As given to `global_avg_pool`.
+
+    Returns
+    -------
+    ndarray, shape `input_shape`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `global_avg_pool`, and for a `grad_out` of another shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cyconv
+    >>> cyconv.global_avg_pool_backward(np.ones((1, 1, 1, 1)), (1, 1, 2, 2)).ravel()
+    array([0.25, 0.25, 0.25, 0.25])
+    """
+    _check.array("grad_out", grad_out)
+    shape = _check.shape("input_shape", input_shape, max(grad_out.ndim - 2, 1) if axes is None else _axes(axes))
+    result: Array = _avg_gradient(grad_out, shape, _global(axes, "input_shape", shape), True, None)
+    return result
+
+
+def global_max_pool(
+    x: Array, *, axes: int | None = None, return_indices: bool = False, out: Array | None = None
+) -> Any:
+    """Maximum of each channel over its whole plane.
+
+    Parameters
+    ----------
+    x, axes, out
+        As in `global_avg_pool`.
+    return_indices : bool
+        Also return where each maximum lies, as `max_pool2d` does.
+
+    Returns
+    -------
+    ndarray, shape (N, C, 1, ...)
+        `out`, or a new array. The axes are kept, of length 1. NaN wins.
+    indices : ndarray of int64, same shape, if `return_indices`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `max_pool2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cyconv
+    >>> cyconv.global_max_pool(np.arange(8.0).reshape(1, 2, 2, 2)).ravel()
+    array([3., 7.])
+    """
+    _check.array("x", x)
+    return _max_forward(x, _global(axes, "x", x.shape), return_indices, out)
+
+
+def global_max_pool_backward(
+    grad_out: Array, x: Array, *, axes: int | None = None, indices: Indices | None = None
+) -> Array:
+    """Gradient of `global_max_pool`: each element of `grad_out` goes to the cell that its maximum was read from.
+
+    Parameters
+    ----------
+    grad_out : ndarray, the shape of the result of ``global_max_pool(x)``
+    x, axes
+        As given to `global_max_pool`.
+    indices : ndarray of int64, optional
+        As returned by `global_max_pool`. The maxima are then not searched again.
+
+    Returns
+    -------
+    ndarray, shape of `x`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `max_pool2d_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cyconv
+    >>> cyconv.global_max_pool_backward(np.ones((1, 1, 1, 1)), np.arange(4.0).reshape(1, 1, 2, 2)).ravel()
+    array([0., 0., 0., 1.])
+    """
+    _check.array("x", x)
+    result: Array = _max_gradient(grad_out, x, _global(axes, "x", x.shape), indices)
+    return result
+
+
+max_pool1d, max_pool2d, max_pool3d = _each(_max_pool)
+max_pool1d_backward, max_pool2d_backward, max_pool3d_backward = _each(_max_pool_backward)
+avg_pool1d, avg_pool2d, avg_pool3d = _each(_avg_pool)
+avg_pool1d_backward, avg_pool2d_backward, avg_pool3d_backward = _each(_avg_pool_backward)
+lp_pool1d, lp_pool2d, lp_pool3d = _each(_lp_pool)
+lp_pool1d_backward, lp_pool2d_backward, lp_pool3d_backward = _each(_lp_pool_backward)
+adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = _each(_adaptive_max_pool)
+adaptive_max_pool1d_backward, adaptive_max_pool2d_backward, adaptive_max_pool3d_backward = _each(
+    _adaptive_max_pool_backward
+)
+adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = _each(_adaptive_avg_pool)
+adaptive_avg_pool1d_backward, adaptive_avg_pool2d_backward, adaptive_avg_pool3d_backward = _each(
+    _adaptive_avg_pool_backward
+)
+max_unpool1d, max_unpool2d, max_unpool3d = _each(_max_unpool)
+max_unpool1d_backward, max_unpool2d_backward, max_unpool3d_backward = _each(_max_unpool_backward)

@@ -24,6 +24,11 @@ LAYERS = [
     nn.AvgPool2D(2),
     nn.AvgPool2D(3, padding=1, stride=2, count_include_pad=False),
     nn.GlobalAvgPool2D(),
+    nn.GlobalMaxPool2D(),
+    nn.AvgPool2D(2, stride=1, dilation=2),
+    nn.LPPool2D(3, 2, padding=1),
+    nn.AdaptiveAvgPool2D((4, None)),
+    nn.AdaptiveMaxPool2D(3),
     nn.Flatten(),
     nn.ReLU(),
     nn.Sequential(
@@ -57,6 +62,43 @@ def test_backward_without_forward_names_the_layer(layer):
     last = layer[-1] if isinstance(layer, nn.Sequential) else layer
     with pytest.raises(RuntimeError, match=re.escape(f"{last}.backward")):
         layer.backward(layer.training)  # backward has let go of what forward kept
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_pooling_layers_are_the_functions(n):
+    x = random(2, 3, *[6] * n)
+    for name, arguments, options in (
+        ("MaxPool", (3,), {"stride": 2, "padding": 1, "ceil_mode": True}),
+        ("AvgPool", (2,), {"stride": 1, "count_include_pad": False, "dilation": 2, "divisor_override": 3}),
+        ("LPPool", (3, 2), {"padding": "same"}),
+        ("AdaptiveMaxPool", (4,), {}),
+        ("AdaptiveAvgPool", (None,), {}),
+    ):
+        layer = getattr(nn, f"{name}{n}D")(*arguments, **options)
+        function = {"LPPool": "lp_pool", "AdaptiveMaxPool": "adaptive_max_pool", "AdaptiveAvgPool": "adaptive_avg_pool"}
+        kind = function.get(name, f"{name[:3].lower()}_pool")
+        y = layer(x)
+        np.testing.assert_array_equal(y, getattr(cyconv, f"{kind}{n}d")(x, *arguments, **options))
+        g = random(*y.shape, seed=2)
+        of = x.shape if "Avg" in name else x
+        rest = () if "Adaptive" in name else arguments
+        expected = getattr(cyconv, f"{kind}{n}d_backward")(g, of, *rest, **options)
+        np.testing.assert_array_equal(layer.backward(g), expected)
+        assert layer.__doc__.splitlines()[0].endswith(f"`cyconv.{kind}{n}d`.")
+    for name in ("Max", "Avg"):
+        layer = getattr(nn, f"Global{name}Pool{n}D")()
+        for image in (x, x[0]):
+            assert layer(image).shape == image.shape[:-n] + (1,) * n
+            assert layer.backward(np.ones(image.shape[:-n] + (1,) * n)).sum() == pytest.approx(image.size / 6**n)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_unpooling_layers_take_indices(n):
+    x, layer = random(2, 3, *[6] * n), getattr(nn, f"MaxUnpool{n}D")(2)
+    y, indices = getattr(cyconv, f"max_pool{n}d")(x, 2, return_indices=True)
+    planes = layer(y, indices)
+    np.testing.assert_array_equal(planes, np.where(planes == 0, 0, x))
+    np.testing.assert_array_equal(layer.backward(planes), y)
 
 
 def test_conv2d_is_the_function():

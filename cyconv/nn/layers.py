@@ -1,4 +1,4 @@
-"""Layers: parameters and what the backward pass needs. The arithmetic is in `cyconv.conv` and `cyconv.pool`."""
+"""Layers: parameters and what the backward pass needs. The arithmetic is in `cyconv.conv`; `pooling.py` has more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 
 from .. import _check
 from ..conv import ConvGradients, conv2d, conv2d_backward
-from ..pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -350,106 +349,6 @@ class Flatten(Layer):
 
     def _backward(self, grad_y: Array, kept: Any, wrt_x: bool) -> Array | None:
         return grad_y.reshape(kept)
-
-
-class MaxPool2D(Layer):
-    """Maximum over windows: `cyconv.max_pool2d`.
-
-    Parameters
-    ----------
-    kernel_size : int or (int, int)
-    stride : int or (int, int), optional
-        The window's size by default.
-    padding, dilation, ceil_mode
-        As in `cyconv.max_pool2d`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cyconv import nn
-    >>> x = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
-    >>> nn.MaxPool2D(3, padding=1, stride=2)(x)
-    array([[[[ 5.,  7.],
-             [13., 15.]]]], dtype=float32)
-    """
-
-    def __init__(
-        self,
-        kernel_size: IntLike,
-        *,
-        stride: IntLike | None = None,
-        padding: PaddingLike = 0,
-        dilation: IntLike = 1,
-        ceil_mode: bool = False,
-    ) -> None:
-        self.kernel_size = kernel_size
-        self.options: dict[str, Any] = {
-            "stride": stride,
-            "padding": padding,
-            "dilation": dilation,
-            "ceil_mode": ceil_mode,
-        }
-
-    def _forward(self, x: Array) -> tuple[Array, Any]:
-        return max_pool2d(x, self.kernel_size, **self.options), x
-
-    def _backward(self, grad_y: Array, kept: Any, wrt_x: bool) -> Array | None:
-        return max_pool2d_backward(grad_y, kept, self.kernel_size, **self.options) if wrt_x else None
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.kernel_size})"
-
-
-class AvgPool2D(Layer):
-    """Average over windows: `cyconv.avg_pool2d`.
-
-    Parameters
-    ----------
-    kernel_size : int or (int, int)
-    stride : int or (int, int), optional
-        The window's size by default.
-    padding, ceil_mode, count_include_pad, divisor_override
-        As in `cyconv.avg_pool2d`.
-    """
-
-    def __init__(
-        self,
-        kernel_size: IntLike,
-        *,
-        stride: IntLike | None = None,
-        padding: PaddingLike = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> None:
-        self.kernel_size = kernel_size
-        self.options: dict[str, Any] = {
-            "stride": stride,
-            "padding": padding,
-            "ceil_mode": ceil_mode,
-            "count_include_pad": count_include_pad,
-            "divisor_override": divisor_override,
-        }
-
-    def _forward(self, x: Array) -> tuple[Array, Any]:
-        return avg_pool2d(x, self.kernel_size, **self.options), x.shape
-
-    def _backward(self, grad_y: Array, kept: Any, wrt_x: bool) -> Array | None:
-        return avg_pool2d_backward(grad_y, kept, self.kernel_size, **self.options) if wrt_x else None
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.kernel_size})"
-
-
-class GlobalAvgPool2D(Layer):
-    """Average of each channel: ([N,] C, H, W) to ([N,] C, 1, 1)."""
-
-    def _forward(self, x: Array) -> tuple[Array, Any]:
-        _check.spatial("x", x.shape, 2)
-        return avg_pool2d(x, x.shape[-2:]), x.shape
-
-    def _backward(self, grad_y: Array, kept: Any, wrt_x: bool) -> Array | None:
-        return avg_pool2d_backward(grad_y, kept, kept[-2:]) if wrt_x else None
 
 
 class Sequential(Layer):
