@@ -168,11 +168,12 @@ def _max_gradient(grad_out: Any, x: Any, windows: _Windows, indices: Any) -> Any
     if indices is not None:
         _check.indices("indices", indices, shape)
     grad_x = np.empty(x.shape, x.dtype)
-    if grad_x.size and not _dispatch.kernels("pool", x.dtype).max_backward(
-        _flat(grad_out), None if indices is not None else _flat(x), None if indices is None else _flat(indices),
-        grad_x.ravel(), geometry, planes, _dispatch.threads(), _dispatch.scratch,
-    ):  # fmt: skip
-        _check.refuse_indices("indices", indices, size)
+    if grad_x.size:
+        kernels, rest = _dispatch.kernels("pool", x.dtype), (_dispatch.threads(), _dispatch.scratch)
+        if indices is None:
+            kernels.max_backward(_flat(grad_out), _flat(x), grad_x.ravel(), geometry, planes, *rest)
+        elif not kernels.scatter(_flat(grad_out), _flat(indices), grad_x.ravel(), geometry, planes, False, *rest):
+            _check.refuse_indices("indices", indices, size)
     return grad_x
 
 
@@ -782,12 +783,25 @@ def _max_unpool(
         sizes = asked
     if min(sizes) < 1:
         raise ValueError(f"the output would be empty: size {sizes}")
-    result: Array = np.zeros(x.shape[:-_n] + sizes, x.dtype)
+    result: Array = np.empty(x.shape[:-_n] + sizes, x.dtype)
     if result.size:
-        _check.inside("indices", indices, sizes)
-        plane = math.prod(sizes)
-        flat = result.reshape(-1, plane)
-        np.put_along_axis(flat, indices.reshape(len(flat), -1), x.reshape(len(flat), -1), 1)
+        windows = _packed(
+            1,
+            (math.prod(x.shape[:-_n]), math.prod(sizes)),
+            (math.prod(size),),
+            [(math.prod(sizes), math.prod(size), 0, 1, 0, 0, 1)],
+        )
+        if not _dispatch.kernels("pool", x.dtype).scatter(
+            _flat(x),
+            _flat(indices),
+            result.ravel(),
+            windows.geometry,
+            windows.planes,
+            True,
+            _dispatch.threads(),
+            _dispatch.scratch,
+        ):
+            _check.refuse_indices("indices", indices, sizes)
     return result
 
 

@@ -4,14 +4,14 @@
 
 Taps outside the plane take no part. Arguments have been checked by cyconv/pool.py; arrays are flat views of C-contiguous
 ones, the geometry is the packed Axis structs of window.pxi. A prange runs over parts of the output (of the gradient of x in
-the backward passes); a part owns its rows, and the order in which an element is summed does not depend on the parts. Scratch
-is a few lines for each thread. cyconv/_reference_pool.py is the plain version.
+the backward passes); a part owns its rows, or planes, and the order in which an element is summed does not depend on the
+parts. Scratch is a few lines for each thread. cyconv/_reference_pool.py is the plain version.
 """
 from cython.parallel cimport prange, threadid
 
 from cyconv._runtime cimport ready, useful_threads
 from libc.math cimport INFINITY
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from simd cimport real, LANES, vec, load, store, splat, even, odd, zip_low, zip_high
@@ -19,15 +19,12 @@ from mask cimport mask, greater, equal, is_nan, either_nan, either, both, pick, 
     store_first, split3, join3, prefetch
 from scratch cimport take, address
 
-include "window.pxi"
-include "pool_lines.pxi"
-include "pool_forward.pxi"
-include "pool_backward.pxi"
-include "pool_argmax.pxi"
-
 cdef enum:
     ELEMENTS_PER_THREAD = 1 << 15   # of input and output for which another thread is worth its start
     PARTS_PER_THREAD = 4            # a thread that is held up leaves its parts to the others
+
+
+include "window.pxi"
 
 
 # What a part of the work is.
@@ -35,8 +32,30 @@ cdef enum:
     FORWARD
     INDICES
     MAX_BACKWARD
-    SCATTER
     AVERAGE_BACKWARD
+    SCATTER
+
+
+# The memory of a thread.
+cdef struct Scratch:
+    bint vectors            # search by vectors
+    Py_ssize_t block        # rows of windows that are searched together
+    real *lines
+    real *flat              # a row, or a line, element by element; sums of double_taps
+    real *best              # [block] lines of outputs: maxima
+    real *place             # [block] their distance from the start of the window; -1 for none, and around the outputs
+    real *grad              # [block] lines of outputs: gradients, 0 around them
+    real *zeros             # a row
+    int64_t *index          # [block] rows of outputs
+    Span z                  # which windows `start` and `place_of` are for
+    Span y
+    Py_ssize_t rows         # under such a window
+    real *start             # their distance from the start of the window, and that of each tap
+    real *place_of
+    Py_ssize_t *at          # where they are read
+    real **target           # of rows of the gradient of x: where they are, what is added to, `start`
+    const real **given
+    real *from_start
 
 
 cdef struct Work:
@@ -47,53 +66,110 @@ cdef struct Work:
     const int64_t *indices
     real *out                       # the result: maxima, averages or the gradient of x
     int64_t *indices_out
-    Py_ssize_t rows                 # of the result, which is what is divided among the parts
-    Py_ssize_t elements             # of scratch for each thread
-    Py_ssize_t parts_of_plane       # SCATTER
-    Search search
+    bint scattered                  # MAX_BACKWARD: by indices, not by vectors
+    bint assign                     # SCATTER: elements are put, not added
+    bint outside                    # SCATTER: an index lies outside its plane
+
+include "pool_lines.pxi"
+include "pool_forward.pxi"
+include "pool_search.pxi"
+include "pool_backward.pxi"
 
 
-cdef void run_part(const Work *w, const Pool *p, Py_ssize_t part, Py_ssize_t parts, real *memory) noexcept nogil:
-    cdef Py_ssize_t task
+cdef Py_ssize_t divide(const Pool *p, const Work *w, Scratch *s, char *memory) noexcept nogil:
+    """Divide the memory of a thread, and fill what does not change. Without memory it returns the bytes that are wanted."""
+    cdef Py_ssize_t i, lines = 0, taps = 0, rows = 0, outputs = 0
+    memset(s, 0, sizeof(Scratch))
+    s.vectors = w.kind in (INDICES, MAX_BACKWARD) and searched(p)
+    s.block = search_block(p) if s.vectors else SEARCHED if w.kind == AVERAGE_BACKWARD else 1
+    s.z.taps = -1
     if w.kind == FORWARD:
-        forward_part(w.op, p, w.x, w.out, part, parts, memory)
-    elif w.kind == INDICES:
-        indices_part(p, &w.search, w.x, w.out, w.indices_out, part, parts, memory)
-    elif w.kind == MAX_BACKWARD:
-        max_backward_part(p, &w.search, w.grad_out, w.x, w.out, part, parts, memory)
-    elif w.kind == AVERAGE_BACKWARD:
-        average_backward_part(p, w.grad_out, w.out, part, parts, memory)
+        lines = block_lines(p)
+    elif s.vectors:
+        lines = 0 if p.direct else rows_of(&p.d) * lines_of(p, rows_of(&p.h), s.block)
+        taps = p.rows * p.w.window
+    if w.kind >= INDICES:
+        rows = p.rows
+        outputs = p.outputs
+    s.lines = <real *>memory
+    s.flat = s.lines + lines * p.line
+    s.best = s.flat + whole_lines(max(max(p.w.size, p.line), p.w.out) + 3 * LANES)
+    s.place = s.best + s.block * outputs
+    s.grad = s.place + s.block * outputs
+    s.zeros = s.grad + s.block * outputs
+    s.index = <int64_t *>(s.zeros + whole_lines(p.w.size + LANES))
+    s.at = <Py_ssize_t *>(s.index + (s.block * p.w.out if rows else 0))
+    s.target = <real **>(s.at + rows)
+    s.given = <const real **>(s.target + rows)
+    s.start = <real *>(s.given + rows)
+    s.from_start = s.start + rows
+    s.place_of = s.from_start + rows
+    if memory == NULL:
+        return (<Py_ssize_t>(s.place_of + taps) + 127) // 64 * 64
+    for i in range(lines * p.line):
+        s.lines[i] = -INFINITY if w.op != SUM else 0
+    for i in range(s.block * outputs):
+        s.place[i] = -1
+        s.grad[i] = 0
+    for i in range(p.w.size if outputs else 0):
+        s.zeros[i] = 0
+    if outputs:
+        s.place += p.outputs_base
+        s.grad += p.outputs_base
+    return 0
+
+
+cdef void run_part(Work *w, const Pool *p, Py_ssize_t first, Py_ssize_t last, char *memory) noexcept nogil:
+    """Rows of the result, or planes, counted over all."""
+    cdef Scratch s
+    cdef Py_ssize_t plane, rows = p.d.size * p.h.size
+    if p.whole and w.kind == FORWARD:
+        whole_part(w.op, p, w.x, w.out, first, last)
+    elif p.whole and w.kind != INDICES and w.kind != SCATTER:
+        whole_backward(w, p, first, last)
+    elif w.kind == SCATTER:
+        if scatter_planes(w, p, first, last):
+            w.outside = True        # by whichever thread: it is never set back
     else:
-        for task in range(w.rows * part // parts, w.rows * (part + 1) // parts):
-            scatter_part(p, w.grad_out, w.indices, w.x, w.out, task // w.parts_of_plane, task % w.parts_of_plane, w.parts_of_plane)
+        divide(p, w, &s, memory)
+        if w.kind == FORWARD:
+            forward_part(w.op, p, &s, w.x, w.out, first, last)
+        elif w.kind == INDICES:
+            indices_part(p, &s, w.x, w.out, w.indices_out, first, last)
+        else:
+            while first < last:
+                plane = first // rows
+                backward_plane(w, p, &s, plane, first - plane * rows, min(last - plane * rows, rows))
+                first = min(last, (plane + 1) * rows)
 
 
 cdef run(Work *w, Pool *p, int threads, list scratch):
     """Take the scratch, fill the tables and run all parts."""
-    cdef Py_ssize_t part, parts = 1, tables = table_bytes(p)
+    cdef Scratch s
+    cdef Py_ssize_t part, parts = 1, rows, bytes_, tables = fill_tables(p, NULL)
     cdef bytearray block
     cdef char *arena
-    threads = useful_threads(<double>p.planes * (p.in_plane + p.out_plane), ELEMENTS_PER_THREAD, threads, threads)
-    w.rows = p.planes * p.d.out * p.h.out if w.kind <= INDICES else p.planes * p.d.size * p.h.size
-    if w.kind == SCATTER:
-        w.parts_of_plane = 1 if p.planes >= threads else min(p.d.size * p.h.size, ceil_div(threads, p.planes))
-        w.rows = p.planes * w.parts_of_plane
+    rows = p.planes
+    if w.kind <= INDICES and not (p.whole and w.kind == FORWARD):
+        rows *= p.d.out * p.h.out
+    elif w.kind != SCATTER and not p.whole:
+        rows *= p.d.size * p.h.size
+    threads = useful_threads(<double>p.planes * (p.in_plane + p.out_plane), ELEMENTS_PER_THREAD, rows, threads)
     if threads > 1:
-        parts = min(w.rows, threads * PARTS_PER_THREAD)
-    w.elements = whole_lines(w.elements)
-    block = take(scratch, tables + <double>threads * w.elements * sizeof(real))
+        parts = min(rows, threads * PARTS_PER_THREAD)
+    w.scattered = w.kind == MAX_BACKWARD and (not searched(p) or p.rows * p.w.window > MAX_ROUTED)
+    bytes_ = divide(p, w, &s, NULL)
+    block = take(scratch, tables + <double>threads * bytes_)
     arena = <char *>address(block)
     with nogil:
         fill_tables(p, arena)
         if w.op == SUM:
             fill_cells(p)
-        if w.kind == AVERAGE_BACKWARD:
-            invert_cells(p)
         if parts == 1:
-            run_part(w, p, 0, 1, <real *>(arena + tables))
+            run_part(w, p, 0, rows, arena + tables)
         else:
             for part in prange(parts, num_threads=ready(threads), schedule="dynamic"):
-                run_part(w, p, part, parts, <real *>(arena + tables) + threadid() * w.elements)
+                run_part(w, p, rows * part // parts, rows * (part + 1) // parts, arena + tables + threadid() * bytes_)
     scratch.append(block)
 
 
@@ -107,15 +183,9 @@ def max_forward(const real[::1] x, real[::1] out, int64_t[::1] indices, bytes ge
     w.op = FAST
     w.x = &x[0]
     w.out = &out[0]
-    if indices is None:
-        w.elements = forward_elements(&p)
-    else:
+    if indices is not None:
         w.kind = INDICES
         w.indices_out = &indices[0]
-        if plan_search(&p, &w.search, False):
-            w.elements = search_elements(&p, &w.search)
-        else:
-            w.search.rows_kept = 0
     run(&w, &p, threads, scratch)
 
 
@@ -131,31 +201,22 @@ def average_forward(const real[::1] x, real[::1] out, bytes geometry, Py_ssize_t
     w.op = SUM
     w.x = &x[0]
     w.out = &out[0]
-    w.elements = forward_elements(&p)
     run(&w, &p, threads, scratch)
 
 
-def max_backward(const real[::1] grad_out, const real[::1] x, const int64_t[::1] indices, real[::1] grad_x, bytes geometry,
-                 Py_ssize_t planes, int threads, list scratch):
-    """Gradient of x from x or, unless None, from the indices. Returns False if one of them is outside: nothing is done."""
+def max_backward(const real[::1] grad_out, const real[::1] x, real[::1] grad_x, bytes geometry, Py_ssize_t planes, int threads,
+                 list scratch):
+    """Gradient of x from x."""
     cdef Pool p
     cdef Work w
     plan(&p, geometry, planes)
     memset(&w, 0, sizeof(Work))
-    w.kind = SCATTER
+    w.kind = MAX_BACKWARD
+    w.op = FAST
     w.grad_out = &grad_out[0]
     w.out = &grad_x[0]
-    if indices is not None:
-        w.indices = &indices[0]
-        if outside(w.indices, planes * p.out_plane, p.in_plane, -1):
-            return False
-    else:
-        w.x = &x[0]
-        if plan_search(&p, &w.search, True):
-            w.kind = MAX_BACKWARD
-            w.elements = search_elements(&p, &w.search)
+    w.x = &x[0]
     run(&w, &p, threads, scratch)
-    return True
 
 
 def average_backward(const real[::1] grad_out, real[::1] grad_x, bytes geometry, Py_ssize_t planes, bint include_pad,
@@ -171,5 +232,21 @@ def average_backward(const real[::1] grad_out, real[::1] grad_x, bytes geometry,
     w.op = SUM
     w.grad_out = &grad_out[0]
     w.out = &grad_x[0]
-    w.elements = average_elements(&p)
     run(&w, &p, threads, scratch)
+
+
+def scatter(const real[::1] grad_out, const int64_t[::1] indices, real[::1] grad_x, bytes geometry, Py_ssize_t planes,
+            bint assign, int threads, list scratch):
+    """Elements to their indices in planes of zeros: added, -1 for nowhere, or put there. Returns False if one is outside."""
+    cdef Pool p
+    cdef Work w
+    plan(&p, geometry, planes)
+    memset(&w, 0, sizeof(Work))
+    w.kind = SCATTER
+    w.op = FAST
+    w.assign = assign
+    w.grad_out = &grad_out[0]
+    w.indices = &indices[0]
+    w.out = &grad_x[0]
+    run(&w, &p, threads, scratch)
+    return not w.outside

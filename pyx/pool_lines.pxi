@@ -1,4 +1,4 @@
-# Rows to lines and back. The work of a row is done by functions with the usual numbers of rows and phases as constants.
+# Rows of the input to lines. The work of a row is done by functions with the usual numbers of rows and phases as constants.
 
 cdef enum:
     AHEAD = 1 << 13     # bytes that are prefetched ahead of the columns read: benchmarks/pool.py, AMD Zen 5
@@ -39,16 +39,13 @@ cdef inline void put(real *out, vec v, Py_ssize_t left, const real *end) noexcep
 
 
 cdef struct Rows:
-    const real *x               # first row under a window row
+    const real *x               # first row under a row of windows
     Py_ssize_t nz               # rows under it: nz * ny, at z * step_z + y * step_y
     Py_ssize_t step_z
     Py_ssize_t ny
     Py_ssize_t step_y
-    Py_ssize_t count            # window rows that have the same, each `advance` after the one before
+    Py_ssize_t count            # rows of windows that have the same, each `advance` after the one before
     Py_ssize_t advance
-    real code                   # of the first row, and from one row to the next: see pool_argmax.pxi
-    real code_z
-    real code_y
 
 
 cdef inline vec column(int op, int n, const Rows *r, const real *x, Py_ssize_t left, mask *nan) noexcept nogil:
@@ -57,19 +54,15 @@ cdef inline vec column(int op, int n, const Rows *r, const real *x, Py_ssize_t l
     cdef vec v, part, acc = fetch(x, left, identity(op))
     if left >= LANES:
         prefetch(x + AHEAD // <Py_ssize_t>sizeof(real))
-    if n > 1:
-        v = fetch(x + r.step_y, left, identity(op))
-        if left >= LANES and n == 2:
-            prefetch(x + r.step_y + AHEAD // <Py_ssize_t>sizeof(real))
-        if op == FAST:
-            nan[0] = either(nan[0], either_nan(acc, v))
-        acc = combine(op, acc, v)
-        if n > 2:
-            v = fetch(x + 2 * r.step_y, left, identity(op))
+    if n:
+        if op == FAST and n != 2:
+            nan[0] = either(nan[0], is_nan(acc))
+        for y in range(1, n):
+            v = fetch(x + y * r.step_y, left, identity(op))
             if left >= LANES:
-                prefetch(x + 2 * r.step_y + AHEAD // <Py_ssize_t>sizeof(real))
+                prefetch(x + y * r.step_y + AHEAD // <Py_ssize_t>sizeof(real))
             if op == FAST:
-                nan[0] = either(nan[0], is_nan(v))
+                nan[0] = either(nan[0], either_nan(acc, v) if n == 2 else is_nan(v))
             acc = combine(op, acc, v)
         return acc
     if op == FAST:
@@ -93,83 +86,69 @@ cdef inline vec column(int op, int n, const Rows *r, const real *x, Py_ssize_t l
 
 
 cdef inline void split(int s, vec *v) noexcept nogil:
-    """s vectors of consecutive elements to the phases 0 ... s - 1."""
-    cdef vec a = v[0], b, c, d
+    """s <= 3 vectors of consecutive elements to their phases."""
+    cdef vec a = v[0]
     if s == 2:
         v[0] = even(a, v[1])
         v[1] = odd(a, v[1])
     elif s == 3:
         split3(v)
-    elif s == 4:
-        b = odd(a, v[1])
-        a = even(a, v[1])
-        c = even(v[2], v[3])
-        d = odd(v[2], v[3])
-        v[0] = even(a, c)
-        v[1] = even(b, d)
-        v[2] = odd(a, c)
-        v[3] = odd(b, d)
 
 
 cdef inline void join(int s, vec *v) noexcept nogil:
     """The inverse of split."""
-    cdef vec a = v[0], b, c, d
+    cdef vec a = v[0]
     if s == 2:
         v[0] = zip_low(a, v[1])
         v[1] = zip_high(a, v[1])
     elif s == 3:
         join3(v)
-    elif s == 4:
-        b = zip_high(a, v[2])
-        a = zip_low(a, v[2])
-        c = zip_low(v[1], v[3])
-        d = zip_high(v[1], v[3])
-        v[0] = zip_low(a, c)
-        v[1] = zip_high(a, c)
-        v[2] = zip_low(b, d)
-        v[3] = zip_high(b, d)
+
+
+cdef inline void columns(int op, int n, int s, const Rows *r, const real *x, Py_ssize_t left, vec *v, mask *nan) noexcept nogil:
+    """LANES places of s phases."""
+    v[0] = column(op, n, r, x, left, nan)
+    if s > 1:
+        v[1] = column(op, n, r, x + LANES, left - LANES, nan)
+    if s > 2:
+        v[2] = column(op, n, r, x + 2 * LANES, left - 2 * LANES, nan)
+    split(s, v)
 
 
 cdef inline bint fill_lines(int op, int n, int s, const Pool *p, const Rows *rows, real *lines, real *flat) noexcept nogil:
     """Combine rows of the input into lines whose padding holds the identity. Many phases (s = 0) are split one by one;
     without phases the line is `flat`. Returns whether FAST has seen a NaN."""
-    cdef Py_ssize_t i, j, t, W = p.w.size, step = max(s, 1) * LANES, pitch = p.line
+    cdef Py_ssize_t i, j, t, S = s if s else 1, pitch = p.pitch, line = p.line, advance = rows.advance
+    cdef Py_ssize_t full = p.w.size // (S * LANES), left = p.w.size - full * S * LANES
     cdef Rows r = rows[0]       # a copy that no store can change
-    cdef real *to[4]
-    cdef vec v[4]
+    cdef const real *x
+    cdef real *to = lines + p.base if s else flat
+    cdef vec v[3]
     cdef mask nan = is_nan(splat(0))
-    for t in range(max(s, 1)):
-        to[t] = lines + p.place[t] if s else flat
     for i in range(r.count):
-        j = 0
-        while j + step <= W:
-            for t in range(max(s, 1)):
-                v[t] = column(op, n, &r, r.x + j + t * LANES, LANES, &nan)
-            split(s, v)
-            for t in range(max(s, 1)):
-                store(to[t] + j // max(s, 1), v[t])
-            j += step
-        if j < W:
-            for t in range(max(s, 1)):
-                v[t] = column(op, n, &r, r.x + j + t * LANES, W - j - t * LANES, &nan)
-            split(s, v)
-            for t in range(max(s, 1)):
-                store(to[t] + j // max(s, 1), v[t])
-        if s == 0:
-            split_flat(p, flat, lines)
-            lines += pitch
-        else:
-            for t in range(s):
-                to[t] += pitch
-        r.x += r.advance
+        x = r.x
+        for j in range(full):
+            columns(op, n, s, &r, x, S * LANES, v, &nan)
+            for t in range(S):
+                store(to + t * pitch + j * LANES, v[t])
+            x += S * LANES
+        if left:
+            columns(op, n, s, &r, x, left, v, &nan)
+            for t in range(S):
+                store(to + t * pitch + full * LANES, v[t])
+        if s:
+            to += line
+        elif p.phases:
+            split_flat(p, flat, lines + i * line + p.base)
+        r.x += advance
     return any(nan)
 
 
 cdef void split_flat(const Pool *p, const real *flat, real *line) noexcept nogil:
-    """Elements one by one to their phases; nothing without phases."""
+    """Elements one by one to their phases."""
     cdef Py_ssize_t j, t = 0, m = 0
-    for j in range(p.w.size if p.phases else 0):
-        line[p.place[t] + m] = flat[j]
+    for j in range(p.w.size):
+        line[t * p.pitch + m] = flat[j]
         t += 1
         if t == p.phases:
             t = 0
@@ -197,6 +176,8 @@ cdef bint fill(int op, const Pool *p, const Rows *r, real *lines, real *flat) no
         return False
     if op == MAX:
         return fill_lines(MAX, 0, 0, p, r, lines, flat)
+    if r.nz == 1 and r.ny == 1 and op == FAST:
+        return fill_rows(FAST, 1, p, r, lines, flat)
     if r.nz == 1 and r.ny == 2:
         return fill_rows(FAST, 2, p, r, lines, flat) if op == FAST else fill_rows(SUM, 2, p, r, lines, flat)
     if r.nz == 1 and r.ny == 3:
@@ -205,19 +186,16 @@ cdef bint fill(int op, const Pool *p, const Rows *r, real *lines, real *flat) no
 
 
 cdef inline Py_ssize_t next_rows(const Pool *p, const real *x, Py_ssize_t row, Py_ssize_t last, Rows *r) noexcept nogil:
-    """The rows of the input under window row `row`, counted over all planes, and under those after it that are alike, up to
-    `last`. Returns how many these are."""
-    cdef Py_ssize_t oy = row % p.h.out, od = row // p.h.out % p.d.out
-    cdef Span y = p.span_h[oy], z = span(&p.d, od)
-    r.x = x + row // (p.h.out * p.d.out) * p.in_plane + (z.begin * p.h.size + y.begin) * p.w.size
+    """The rows of the input under row `row` of windows, counted over all planes, and under those after it that are alike,
+    up to `last`. Returns how many these are."""
+    cdef Py_ssize_t plane = row // (p.h.out * p.d.out), od = row // p.h.out - plane * p.d.out, oy = row % p.h.out
+    cdef Span y = p.span_h[oy], z = p.span_d[od]
+    r.x = x + plane * p.in_plane + (z.begin * p.h.size + y.begin) * p.w.size
     r.nz = z.taps
     r.step_z = p.d.dilation * p.h.size * p.w.size
     r.ny = y.taps
     r.step_y = p.h.dilation * p.w.size
     r.advance = p.h.stride * p.w.size
-    r.code_z = <real>r.step_z
-    r.code_y = <real>r.step_y
-    r.code = <real>(z.first * r.step_z + y.first * r.step_y)
     r.count = 1
     if y.taps == p.h.window:
         if p.seamless:

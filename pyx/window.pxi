@@ -3,11 +3,14 @@
 # Output o of an axis has the taps k < window at positions o*stride - before + k*dilation. An axis with window 0 is
 # adaptive: output o covers the positions floor(o*size/out) up to ceil((o+1)*size/out).
 #
-# Along w, vectors work on lines: a row, padded and split by stride. Position i = column + before lies in phase i % stride
-# at place i / stride, so that a tap of consecutive outputs is a contiguous run. Irregular axes have no lines.
+# Along w, vectors work on lines: a row, padded and split by stride. Column c lies in phase c % stride at place c / stride, so
+# that a tap of consecutive outputs is a contiguous run. Irregular axes have no lines (phases 0).
 
 cdef enum:
     MAX_PHASES = 64
+    MAX_CODE = 1 << 24          # reals below are exact
+    MAX_SEARCHED_BYTES = 1 << 20    # of lines under a window
+    MAX_ROUTED = 100            # taps up to which gradients are routed by vectors, not scattered: benchmarks/pool.py
 
 
 cdef struct Axis:
@@ -35,20 +38,25 @@ cdef struct Pool:
     Py_ssize_t out_plane
     Py_ssize_t phases           # the stride along w, 0 without lines
     Py_ssize_t pitch            # elements of one phase
+    Py_ssize_t base             # where in a phase column 0 lies
     Py_ssize_t line             # elements of a line: phases * pitch
-    Py_ssize_t flat             # elements of scratch that fill_line and spread_row need with many phases
-    Py_ssize_t most             # rows in a window, or windows over a row
-    bint seamless               # window rows follow each other at the same distance from one plane to the next
-    Span *span_w                # [w.out]
-    Span *span_h                # [h.out]
-    real *cells_w               # [w.out + LANES] divisor along w; in the backward pass its reciprocal
+    Py_ssize_t outputs_base     # where in a line of outputs the first lies, and its elements
+    Py_ssize_t outputs
+    Py_ssize_t rows             # the most rows under a window
+    bint whole                  # one window, the whole plane
+    bint direct                 # along w, windows follow each other without gaps, padding or overlap, strides 1 to 3
+    bint gaps                   # there are rows that no window reads
+    bint seamless               # rows of windows follow each other at the same distance from one plane to the next
+    Span *span_d                # [d.out] and so on
+    Span *span_h
+    Span *span_w
+    Py_ssize_t *first_d         # [d.size] the first output that contains a position, `out` if none does
+    Py_ssize_t *first_h         # [h.size]
     Py_ssize_t *offset          # [w.window] where in a line a tap of output 0 lies
-    Py_ssize_t *phase           # [phases] in which phase, and where in a line, the columns 0, 1, ... lie
-    Py_ssize_t *place
-    Py_ssize_t *phase_start     # [phases + 1] the taps of phase r are tap[phase_start[r]] ... tap[phase_start[r + 1]]
-    Py_ssize_t *tap             # [w.window]
-    Py_ssize_t *back            # [w.window] how many outputs before the place of these taps their window is
-    Py_ssize_t *cover_h         # [2 * h.size] first_covering and end_covering of the rows
+    Py_ssize_t *phase_start     # [phases + 1] the taps that read phase r are those from phase_start[r] on
+    Py_ssize_t *back            # [w.window] output m - back of such a tap reads place m
+    real *step                  # [w.window] its distance from the start of the window
+    real *cells_w               # [w.out + LANES] divisor along w
     bint include_pad
     double divisor              # divisor_override, 0 if there is none
     real scale                  # what every sum is multiplied with, 0 if they are divided by their cells
@@ -57,6 +65,10 @@ cdef struct Pool:
 cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     """For a >= 0."""
     return a if b == 1 else (a + b - 1) // b
+
+
+cdef inline Py_ssize_t floor_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a // b if a >= 0 else -((b - 1 - a) // b)
 
 
 cdef inline Span span(const Axis *a, Py_ssize_t o) noexcept nogil:
@@ -97,41 +109,13 @@ cdef inline Py_ssize_t end_covering(const Axis *a, Py_ssize_t i) noexcept nogil:
     return min(a.out, (i + a.before) // a.stride + 1)
 
 
-cdef inline bint covers(const Axis *a, Py_ssize_t o, Py_ssize_t i) noexcept nogil:
-    """Whether i, which lies between the first and the last position of window o, is one of its taps."""
-    return a.dilation == 1 or (i + a.before - o * a.stride) % a.dilation == 0
+cdef inline Py_ssize_t rows_of(const Axis *a) noexcept nogil:
+    """The most taps of a window that lie in the array."""
+    return a.size // a.out + 2 if a.window == 0 else min(a.window, a.size)
 
 
-cdef inline Py_ssize_t covering(const Axis *a) noexcept nogil:
-    """The most outputs that can contain one position."""
-    if a.window == 0:
-        return a.out // a.size + 2
-    return min(a.out, (a.window - 1) * a.dilation // a.stride + 1)
-
-
-cdef int plan(Pool *p, bytes geometry, Py_ssize_t planes) except -1:
-    """Read the axes d, h, w, seven Py_ssize_t each, in the order of Axis. Lines are for windows along w that are regular,
-    not too far apart and not mostly padding."""
-    cdef const char *packed = geometry
-    cdef Py_ssize_t need
-    if len(geometry) != 3 * sizeof(Axis):
-        raise ValueError("geometry")
-    memset(p, 0, sizeof(Pool))
-    memcpy(&p.d, packed, 3 * sizeof(Axis))
-    p.planes = planes
-    p.in_plane = p.d.size * p.h.size * p.w.size
-    p.out_plane = p.d.out * p.h.out * p.w.out
-    p.most = max(rows_of(&p.d), covering(&p.d)) * max(rows_of(&p.h), covering(&p.h))
-    p.flat = 2 * whole_lines(p.w.size + 2 * LANES)
-    p.seamless = p.d.size == 1 and p.d.out == 1 and p.h.window and p.h.before == 0 and p.h.out * p.h.stride == p.h.size and \
-        (p.h.window - 1) * p.h.dilation < p.h.stride
-    need = max((p.w.out - 1) * p.w.stride + (p.w.window - 1) * p.w.dilation + 1, p.w.before + p.w.size)
-    if p.w.window and p.w.stride <= MAX_PHASES and need <= 2 * p.w.size + 1024:
-        p.phases = p.w.stride
-        p.pitch = whole_lines(need // p.phases + 3 * LANES)
-        p.line = p.phases * p.pitch
-        p.flat += p.line
-    return 0
+cdef inline bint spans_all(const Axis *a) noexcept nogil:
+    return a.out == 1 and a.before == 0 and (a.window == 0 or a.window == a.size and a.dilation == 1)
 
 
 cdef inline Py_ssize_t whole_lines(Py_ssize_t elements) noexcept nogil:
@@ -139,55 +123,92 @@ cdef inline Py_ssize_t whole_lines(Py_ssize_t elements) noexcept nogil:
     return (elements + 31) // 16 * 16
 
 
-cdef inline Py_ssize_t rows_of(const Axis *a) noexcept nogil:
-    """The most taps of a window that lie in the array."""
-    return a.size // a.out + 2 if a.window == 0 else min(a.window, a.size)
+cdef int plan(Pool *p, bytes geometry, Py_ssize_t planes) except -1:
+    """Read the axes d, h, w, seven Py_ssize_t each, in the order of Axis. Lines are for windows along w that are regular,
+    not too far apart and not mostly padding."""
+    cdef const char *packed = geometry
+    cdef Py_ssize_t last, ahead, wide
+    if len(geometry) != 3 * sizeof(Axis):
+        raise ValueError("geometry")
+    memset(p, 0, sizeof(Pool))
+    memcpy(&p.d, packed, 3 * sizeof(Axis))
+    p.planes = planes
+    p.in_plane = p.d.size * p.h.size * p.w.size
+    p.out_plane = p.d.out * p.h.out * p.w.out
+    p.rows = rows_of(&p.d) * rows_of(&p.h)
+    p.whole = spans_all(&p.d) and spans_all(&p.h) and spans_all(&p.w)
+    p.seamless = p.d.size == 1 and p.d.out == 1 and p.h.window and p.h.before == 0 and p.h.out * p.h.stride == p.h.size and \
+        (p.h.window - 1) * p.h.dilation < p.h.stride
+    p.outputs = whole_lines(p.w.out + 2 * LANES)
+    last = (p.w.window - 1) * p.w.dilation - p.w.before     # of the taps of output 0
+    wide = max((p.w.out - 1) * p.w.stride + last + 1, p.w.size)
+    if p.w.window == 0 or p.w.stride > MAX_PHASES or p.w.before + wide > 2 * p.w.size + 1024:
+        return 0
+    p.phases = p.w.stride
+    p.base = (p.w.before // p.phases + LANES) // LANES * LANES
+    p.pitch = whole_lines(p.base + wide // p.phases + 3 * LANES)
+    p.line = p.phases * p.pitch
+    p.direct = p.w.window == p.phases and p.phases <= 3 and p.w.dilation == 1 and p.w.before == 0 and p.phases * p.w.out <= p.w.size
+    ahead = max(0, last // p.phases + 1)
+    p.outputs_base = (ahead + LANES) // LANES * LANES
+    p.outputs = whole_lines(p.outputs_base + max(p.w.out, p.w.size // p.phases + p.w.before // p.phases + 2) + 3 * LANES)
+    return 0
 
 
-cdef Py_ssize_t table_bytes(const Pool *p) noexcept nogil:
-    cdef Py_ssize_t n = (p.w.out + p.h.out) * <Py_ssize_t>sizeof(Span) + (p.w.out + LANES) * <Py_ssize_t>sizeof(real)
-    n += (3 * p.w.window * (p.phases > 0) + 3 * p.phases + 1 + 2 * p.h.size) * <Py_ssize_t>sizeof(Py_ssize_t)
-    return (n + 127) // 64 * 64
+cdef bint fill_axis(const Axis *a, Span *spans, Py_ssize_t *first) noexcept nogil:
+    """The tables of d and h. Returns whether there are positions that no window reads."""
+    cdef bint gaps = False
+    cdef Py_ssize_t o, k
+    for k in range(a.size):
+        first[k] = a.out
+    for o in range(a.out - 1, -1, -1):
+        spans[o] = span(a, o)
+        for k in range(spans[o].taps):
+            first[spans[o].begin + k * a.dilation] = o
+    for k in range(a.size):
+        gaps |= first[k] == a.out
+    return gaps
 
 
-cdef void fill_tables(Pool *p, char *memory) noexcept nogil:
+cdef Py_ssize_t fill_tables(Pool *p, char *memory) noexcept nogil:
+    """Returns the bytes that the tables take; without memory that is all."""
     cdef Py_ssize_t o, k, r, n = 0, taps = p.w.window if p.phases else 0
-    p.span_w = <Span *>memory
-    p.span_h = p.span_w + p.w.out
-    p.cover_h = <Py_ssize_t *>(p.span_h + p.h.out)
-    p.offset = p.cover_h + 2 * p.h.size
-    p.phase = p.offset + taps
-    p.place = p.phase + p.phases
-    p.phase_start = p.place + p.phases
-    p.tap = p.phase_start + p.phases + 1
-    p.back = p.tap + taps
-    p.cells_w = <real *>(p.back + taps)
+    p.span_d = <Span *>memory
+    p.span_h = p.span_d + p.d.out
+    p.span_w = p.span_h + p.h.out
+    p.first_d = <Py_ssize_t *>(p.span_w + p.w.out)
+    p.first_h = p.first_d + p.d.size
+    p.offset = p.first_h + p.h.size
+    p.back = p.offset + taps
+    p.phase_start = p.back + taps
+    p.step = <real *>(p.phase_start + p.phases + 1)
+    p.cells_w = p.step + taps
+    if memory == NULL:
+        return (<Py_ssize_t>(p.cells_w + p.w.out + LANES) + 127) // 64 * 64
+    p.gaps = fill_axis(&p.d, p.span_d, p.first_d) | fill_axis(&p.h, p.span_h, p.first_h)
     for o in range(p.w.out):
         p.span_w[o] = span(&p.w, o)
-    for o in range(p.h.out):
-        p.span_h[o] = span(&p.h, o)
-    for o in range(p.h.size):
-        p.cover_h[2 * o] = first_covering(&p.h, o)
-        p.cover_h[2 * o + 1] = end_covering(&p.h, o)
     for k in range(taps):
-        p.offset[k] = k * p.w.dilation % p.phases * p.pitch + k * p.w.dilation // p.phases
+        r = floor_div(k * p.w.dilation - p.w.before, p.phases)
+        p.offset[k] = (k * p.w.dilation - p.w.before - r * p.phases) * p.pitch + p.base + r
     for r in range(p.phases):
-        p.phase[r] = (p.w.before + r) % p.phases
-        p.place[r] = p.phase[r] * p.pitch + (p.w.before + r) // p.phases
         p.phase_start[r] = n
-        k = r if p.w.dilation == 1 else 0
+        k = (p.w.before + r) % p.phases if p.w.dilation == 1 else 0
         while k < taps:
-            if k * p.w.dilation % p.phases == r:
-                p.tap[n] = k
-                p.back[n] = k * p.w.dilation // p.phases
+            o = floor_div(k * p.w.dilation - p.w.before, p.phases)
+            if k * p.w.dilation - p.w.before - o * p.phases == r:
+                p.step[n] = <real>(k * p.w.dilation)
+                p.back[n] = o
                 n += 1
             k += p.phases if p.w.dilation == 1 else 1
-    p.phase_start[p.phases] = n
+    if p.phases:
+        p.phase_start[p.phases] = n
+    return 0
 
 
 cdef inline real row_cells(const Pool *p, Py_ssize_t od, Py_ssize_t oy) noexcept nogil:
     """The factor of the divisor that a row of outputs shares."""
-    if p.divisor != 0:
+    if p.divisor != 0 or p.scale != 0:
         return 1
     return <real>(<double>cells(&p.d, od, p.include_pad) * <double>cells(&p.h, oy, p.include_pad))
 
