@@ -77,7 +77,8 @@ cdef inline void route_rows(bint average, int phases, int each, const Pool *p, c
             i += 3
 
 
-cdef inline void route_all(bint average, const Pool *p, const Scratch *s, const real *grad, const real *places, Py_ssize_t n) noexcept nogil:
+cdef inline void route_all(bint average, const Pool *p, const Scratch *s, const real *grad, const real *places,
+                           Py_ssize_t n) noexcept nogil:
     if p.phases == 1 and p.w.window == 3:
         route_rows(average, 1, 3, p, s, grad, places, n)
     elif p.phases == 1:
@@ -141,7 +142,8 @@ cdef inline void weigh(bint average, const Pool *p, const real *grad_out, real f
         store(grad + j, v)
 
 
-cdef void scatter_row(const int64_t *indices, const real *grad_out, Py_ssize_t n, real *grad_p, Py_ssize_t low, Py_ssize_t high) noexcept nogil:
+cdef void scatter_row(const int64_t *indices, const real *grad_out, Py_ssize_t n, real *grad_p, Py_ssize_t low,
+                      Py_ssize_t high) noexcept nogil:
     """Add to the elements low ... high - 1 of a plane those whose index they are."""
     cdef Py_ssize_t i
     for i in range(n):

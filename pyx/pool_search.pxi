@@ -228,7 +228,8 @@ cdef Py_ssize_t find(const real *x, Py_ssize_t n, real value) noexcept nogil:
     return j
 
 
-cdef void indices_part(const Pool *p, Scratch *s, const real *x, real *out, int64_t *indices, Py_ssize_t row, Py_ssize_t last) noexcept nogil:
+cdef void indices_part(const Pool *p, Scratch *s, const real *x, real *out, int64_t *indices, Py_ssize_t row,
+                       Py_ssize_t last) noexcept nogil:
     """Maxima and their indices in the plane, by rows of the output counted over all planes."""
     while row < last:
         row += find_indices(p, s, x, row, last, out + row * p.w.out, indices + row * p.w.out)
