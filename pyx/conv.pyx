@@ -253,11 +253,11 @@ def grad_x(object[const real, ndim=4, mode="c"] grad_out not None, object[const 
 
 
 cdef void run_weight_share(const WeightPass *p, int part, int parts, real *memory) noexcept nogil:
-    cdef Py_ssize_t task
+    cdef Py_ssize_t task, first = p.tasks * part // parts
     cdef Py_ssize_t strip = lines(sum_elements(p))
     cdef Py_ssize_t panels = strip + lines(weight_strip_elements(p))
-    for task in range(p.tasks * part // parts, p.tasks * (part + 1) // parts):
-        run_weight_task(p, task, memory, memory + strip, memory + panels)
+    for task in range(first, p.tasks * (part + 1) // parts):
+        run_weight_task(p, task, task == first, memory, memory + strip, memory + panels)
 
 
 def grad_weight(object[const real, ndim=4, mode="c"] x not None, object[const real, ndim=4, mode="c"] grad_out not None,

@@ -135,22 +135,25 @@ cdef inline void zero_margin(real *to, Py_ssize_t n) noexcept nogil:
 
 cdef inline void copy_split(real *low, Py_ssize_t n_low, real *high, Py_ssize_t n_high, const real *source) noexcept nogil:
     """low[i] = source[2 * i] for i < n_low, high[i] = source[2 * i + 1] for i < n_high, which is n_low, one less, or 0."""
-    cdef Py_ssize_t i = 0, left = max(2 * n_low - 1, 2 * n_high)
+    cdef Py_ssize_t i = 0, n = n_high if n_high else n_low - 1      # whole pairs
+    cdef Py_ssize_t elements = max(2 * n_low - 1, 2 * n_high)
     cdef vec a, b
-    while left >= 2 * LANES:
+    while i < n and n >= LANES:
+        i = min(i, n - LANES)
         a = load(source + 2 * i)
         b = load(source + 2 * i + LANES)
         store(low + i, even(a, b))
         if n_high:
             store(high + i, odd(a, b))
         i += LANES
-        left -= 2 * LANES
-    if left > 0:
-        a = load_first_or_zero(source + 2 * i, <int>min(left, <Py_ssize_t>LANES))
-        b = load_first_or_zero(source + 2 * i + LANES, <int>max(left - LANES, <Py_ssize_t>0))
-        store_first(low + i, even(a, b), <int>(n_low - i))
-        if n_high:
-            store_first(high + i, odd(a, b), <int>(n_high - i))
+    if n >= LANES:
+        if n_low > n:
+            low[n] = source[2 * n]
+    elif elements > 0:
+        a = load_first_or_zero(source, <int>min(elements, <Py_ssize_t>LANES))
+        b = load_first_or_zero(source + LANES, <int>max(elements - LANES, <Py_ssize_t>0))
+        store_first(low, even(a, b), <int>n_low)
+        store_first(high, odd(a, b), <int>n_high)
 
 
 cdef inline void first_and_last(const Axis *x, Py_ssize_t segment, Py_ssize_t *first, Py_ssize_t *last) noexcept nogil:

@@ -201,7 +201,8 @@ cdef void add_unit(const WeightPass *p, Tile *t, real *sums, const real *strip, 
         v += n
 
 
-cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, real *sums, real *strip, real *panels) noexcept nogil:
+cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, bint clear, real *sums, real *strip, real *panels) noexcept nogil:
+    """`clear` for the first task of a thread: the strips' padding is the same for all."""
     cdef Py_ssize_t chunk = task % p.chunks
     cdef Py_ssize_t group = task // p.chunks % p.groups
     cdef Py_ssize_t split = task // p.chunks // p.groups
@@ -228,9 +229,10 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, real *sums, real
         y0 = s * p.y.extent // p.strips
         pixels = ((s + 1) * p.y.extent // p.strips - y0) * p.x.extent
         copy_strip(strip, p.source + ((n * p.groups + group) * p.channels + c0) * source_plane, channels, source_plane,
-                   p.strips > 1 or unit == split * units // p.splits, &p.y, &p.x, y0, p.plane, p.pitch)
+                   clear or p.strips > 1 or p.chunks > 1, &p.y, &p.x, y0, p.plane, p.pitch)
         grad_out = p.grad_out + (n * p.groups + group) * p.rows * out_plane + y0 * p.x.extent
         t.accumulate = unit > split * units // p.splits
+        clear = False
         if p.dot:
             if not t.accumulate:
                 memset(sums, 0, p.rows * channels * taps * sizeof(real))
