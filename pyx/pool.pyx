@@ -16,7 +16,7 @@ from libc.string cimport memcpy, memset
 
 from simd cimport real, LANES, vec, load, store, splat, even, odd, zip_low, zip_high
 from mask cimport mask, greater, equal, is_nan, either_nan, either, both, pick, any, larger, vmax, scalar_max, first_of, load_first, \
-    store_first, split3, join3, prefetch
+    store_first, split3, join3, prefetch, places, load_at
 from scratch cimport take, address
 
 cdef enum:
@@ -42,20 +42,24 @@ cdef struct Scratch:
     Py_ssize_t block        # rows of windows that are searched together
     real *lines
     real *flat              # a row, or a line, element by element; sums of double_taps
+    real *values            # lines of outputs for the rows under windows: maxima along w
+    real *taps              # their taps
     real *best              # [block] lines of outputs: maxima
-    real *place             # [block] their distance from the start of the window; -1 for none, and around the outputs
+    real *row               # [block] the distance of their row from the start of the window
+    real *tap               # [block] their tap along w; -1 for none, and around the outputs
     real *grad              # [block] lines of outputs: gradients, 0 around them
     real *zeros             # a row
     int64_t *index          # [block] rows of outputs
-    Span z                  # which windows `start` and `place_of` are for
+    Span z                  # which windows `start` is for
     Span y
     Py_ssize_t rows         # under such a window
-    real *start             # their distance from the start of the window, and that of each tap
-    real *place_of
-    Py_ssize_t *at          # where they are read
-    real **target           # of rows of the gradient of x: where they are, what is added to, `start`
+    real *start             # their distance from the start of the window
+    Py_ssize_t *from_x      # where they are read
+    real **target           # [block * rows] of rows of the gradient of x: where they are, and what is added to
     const real **given
-    real *from_start
+    Py_ssize_t *room        # elements that may be written to there
+    real *kept              # [p.kept] rows
+    real *elsewhere         # a row for what belongs to another part
 
 
 cdef struct Work:
@@ -78,7 +82,7 @@ include "pool_backward.pxi"
 
 cdef Py_ssize_t divide(const Pool *p, const Work *w, Scratch *s, char *memory) noexcept nogil:
     """Divide the memory of a thread, and fill what does not change. Without memory it returns the bytes that are wanted."""
-    cdef Py_ssize_t i, lines = 0, taps = 0, rows = 0, outputs = 0
+    cdef Py_ssize_t i, lines = 0, found = 0, rows = 0, outputs = 0, line = max(max(p.w.size, p.line), p.w.out)
     memset(s, 0, sizeof(Scratch))
     s.vectors = w.kind in (INDICES, MAX_BACKWARD) and searched(p)
     s.block = search_block(p) if s.vectors else SEARCHED if w.kind == AVERAGE_BACKWARD else 1
@@ -86,35 +90,41 @@ cdef Py_ssize_t divide(const Pool *p, const Work *w, Scratch *s, char *memory) n
     if w.kind == FORWARD:
         lines = block_lines(p)
     elif s.vectors:
-        lines = 0 if p.direct else rows_of(&p.d) * lines_of(p, rows_of(&p.h), s.block)
-        taps = p.rows * p.w.window
+        lines = lines_of(p, rows_of(&p.h), s.block)
+        found = lines * rows_of(&p.d) * p.outputs
     if w.kind >= INDICES:
         rows = p.rows
         outputs = p.outputs
     s.lines = <real *>memory
     s.flat = s.lines + lines * p.line
-    s.best = s.flat + whole_lines(max(max(p.w.size, p.line), p.w.out) + 3 * LANES)
-    s.place = s.best + s.block * outputs
-    s.grad = s.place + s.block * outputs
+    s.values = s.flat + whole_lines(line + 3 * LANES)
+    s.taps = s.values + found
+    s.best = s.taps + found
+    s.row = s.best + s.block * outputs
+    s.tap = s.row + s.block * outputs
+    s.grad = s.tap + s.block * outputs
     s.zeros = s.grad + s.block * outputs
-    s.index = <int64_t *>(s.zeros + whole_lines(p.w.size + LANES))
-    s.at = <Py_ssize_t *>(s.index + (s.block * p.w.out if rows else 0))
-    s.target = <real **>(s.at + rows)
-    s.given = <const real **>(s.target + rows)
-    s.start = <real *>(s.given + rows)
-    s.from_start = s.start + rows
-    s.place_of = s.from_start + rows
+    s.elsewhere = s.zeros + whole_lines(p.w.size + 4 * LANES)
+    s.kept = s.elsewhere + whole_lines(p.w.size + 4 * LANES)
+    s.index = <int64_t *>(s.kept + (p.kept * whole_lines(p.w.size + 4 * LANES) if w.kind > INDICES else 0))
+    s.from_x = <Py_ssize_t *>(s.index + (s.block * p.w.out if rows else 0))
+    s.target = <real **>(s.from_x + rows)
+    s.given = <const real **>(s.target + s.block * rows)
+    s.room = <Py_ssize_t *>(s.given + s.block * rows)
+    s.start = <real *>(s.room + s.block * rows)
     if memory == NULL:
-        return (<Py_ssize_t>(s.place_of + taps) + 127) // 64 * 64
+        return (<Py_ssize_t>(s.start + rows) + 127) // 64 * 64
     for i in range(lines * p.line):
         s.lines[i] = -INFINITY if w.op != SUM else 0
     for i in range(s.block * outputs):
-        s.place[i] = -1
+        s.tap[i] = -1
+        s.row[i] = 0
         s.grad[i] = 0
-    for i in range(p.w.size if outputs else 0):
-        s.zeros[i] = 0
+    for i in range(whole_lines(p.w.size + 4 * LANES) if outputs else 0):
+        s.zeros[i] = s.elsewhere[i] = 0
     if outputs:
-        s.place += p.outputs_base
+        s.tap += p.outputs_base
+        s.row += p.outputs_base
         s.grad += p.outputs_base
     return 0
 
@@ -164,7 +174,7 @@ cdef run(Work *w, Pool *p, int threads, list scratch):
     with nogil:
         fill_tables(p, arena)
         if w.op == SUM:
-            fill_cells(p)
+            fill_cells(p, w.kind == AVERAGE_BACKWARD)
         if parts == 1:
             run_part(w, p, 0, rows, arena + tables)
         else:

@@ -2,133 +2,237 @@
 # add to it. A part owns rows of the gradient of x and looks at all rows of windows that reach them; an element is summed in
 # the order of its windows, whatever the parts.
 
+cdef enum:
+    GIVEN = 16      # rows of windows that give directly at a time
 
-cdef inline void route(bint average, int n, int phases, int each, const Pool *p, const Scratch *s, const real *grad, const real *places,
-                       Py_ssize_t first) noexcept nogil:
-    """Add the gradients of a row of windows to n rows under it, s.target[first] and the next. In the forward pass output o
-    read column o*stride - before + k*dilation for its tap k; so now column m*stride + t receives from output m - back of each
-    tap of phase t (`each` for each phase if that is not 0); of maxima only where that tap is the place."""
+
+cdef inline void route(bint average, int n, int phases, int each, const Pool *p, const Scratch *s, Py_ssize_t begin,
+                       Py_ssize_t count, Py_ssize_t first) noexcept nogil:
+    """Add the gradients of `count` rows of windows, from `begin` on, to n rows under each, from `first` on. In the forward pass
+    output o read column o*stride - before + k*dilation for its tap k; so now column m*stride + t receives from output m - back of each tap
+    of phase t (`each` for each phase if that is not 0); of maxima only where that is the tap. All maxima of a row of windows
+    that lie in one column lie in one row: the first that has the column's maximum."""
+    cdef Py_ssize_t i, k, t, y, j, m, left, low, W = p.w.size, pitch = p.pitch, S = phases if phases else p.phases
+    cdef Py_ssize_t outputs = p.outputs, under = s.rows
     cdef const Py_ssize_t *back = p.back
     cdef const Py_ssize_t *phase_start = p.phase_start
-    cdef const real *step = p.step
-    cdef Py_ssize_t i, t, y, j, m = 0, left, begin, W = p.w.size, pitch = p.pitch, S = phases if phases else p.phases
-    cdef vec acc[3]
-    cdef vec v[9]
-    cdef vec g, place
-    cdef mask hit
+    cdef const real *tap = p.tap
+    cdef const real *grad = s.grad + begin * outputs
+    cdef const real *taps = s.tap + begin * outputs
+    cdef const real *rows = s.row + begin * outputs
+    cdef real *flat = s.flat
+    cdef real **targets = s.target + begin * under + first
+    cdef const Py_ssize_t *rooms = s.room + begin * under + first
+    cdef const real **givens = s.given + begin * under + first
+    cdef Py_ssize_t known[3]    # what no store can change
+    cdef real known_taps[3]
     cdef real start[3]
+    cdef Py_ssize_t room[3]
+    cdef Py_ssize_t given_room = whole_lines(W + 4 * LANES) if p.apart else W
     cdef const real *given[3]
     cdef real *target[3]
+    cdef vec acc, row, g
+    cdef vec v[9]
+    cdef mask hit
+    for k in range(each * phases):
+        known[k] = -back[k]
+        known_taps[k] = tap[k]
     for y in range(n):
-        start[y] = s.from_start[first + y]
-        given[y] = s.given[first + y]
-        target[y] = s.target[first + y]
-    for j from 0 <= j < W by S * LANES:
-        for t in range(S):
-            for y in range(n):
-                acc[y] = splat(0)
-            begin = t * each if each else phase_start[t]
-            for i in range(begin, begin + each if each else phase_start[t + 1]):
-                g = load(grad + m - back[i])
-                if average:
-                    acc[0] = acc[0] + g
-                else:
-                    place = load(places + m - back[i]) - splat(step[i])
+        start[y] = s.start[first + y]
+    for i in range(count):
+        for y in range(n):
+            given[y] = givens[y]
+            target[y] = targets[y]
+            room[y] = rooms[y]
+        m = 0
+        for j from 0 <= j < W by S * LANES:
+            for t in range(S):
+                acc = splat(0)
+                row = splat(0)
+                low = t * each if each else phase_start[t]
+                for k in range(low, low + each if each else phase_start[t + 1]):
+                    g = at(grad + m, known[k] if each else -back[k])
+                    if average:
+                        acc = acc + g
+                    else:
+                        hit = equal(at(taps + m, known[k] if each else -back[k]), splat(known_taps[k] if each else tap[k]))
+                        acc = acc + pick(hit, g, splat(0))
+                        row = pick(hit, at(rows + m, known[k] if each else -back[k]), row)
+                if phases:
                     for y in range(n):
-                        acc[y] = acc[y] + pick(equal(place, splat(start[y])), g, splat(0))
-            if phases:
-                for y in range(n):
-                    v[y * phases + t] = acc[0] if average else acc[y]
-            else:
-                store(s.flat + t * pitch + m, acc[0])
-        if phases:
+                        v[y * phases + t] = acc if average else pick(equal(row, splat(start[y])), acc, splat(0))
+                else:
+                    store(flat + t * pitch + m, acc if average else pick(equal(row, splat(start[0])), acc, splat(0)))
             left = W - j
-            for y in range(n):
+            for y in range(n if phases else 0):
                 join(phases, v + y * phases)
                 for t in range(phases):
                     if left >= phases * LANES:
                         store(target[y] + j + t * LANES, load(given[y] + j + t * LANES) + v[y * phases + t])
                     elif left > t * LANES:
-                        put(target[y] + j + t * LANES, fetch(given[y] + j + t * LANES, left - t * LANES, 0) + v[y * phases + t],
-                            left - t * LANES, NULL)
-        m += LANES
-    if phases == 0:
-        t = m = 0
-        for j in range(W):
-            target[0][j] = given[0][j] + s.flat[t * pitch + m]
-            t += 1
-            if t == S:
-                t = 0
-                m += 1
+                        put(target[y] + j + t * LANES, fetch(given[y] + j + t * LANES, given_room - j - t * LANES, 0) +
+                            v[y * phases + t], room[y] - j - t * LANES, NULL)
+            m += LANES
+        if phases == 0:
+            t = m = 0
+            for j in range(W):
+                target[0][j] = given[0][j] + flat[t * pitch + m]
+                t += 1
+                if t == S:
+                    t = 0
+                    m += 1
+        grad += outputs
+        taps += outputs
+        rows += outputs
+        targets += under
+        givens += under
+        rooms += under
 
 
-cdef inline void route_rows(bint average, int phases, int each, const Pool *p, const Scratch *s, const real *grad, const real *places,
-                            Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i = 0
-    while i < n:
-        if phases == 0 or n - i == 1:
-            route(average, 1, phases, each, p, s, grad, places, i)
-            i += 1
-        elif n - i == 2:
-            route(average, 2, phases, each, p, s, grad, places, i)
-            i += 2
-        else:
-            route(average, 3, phases, each, p, s, grad, places, i)
-            i += 3
+cdef inline void route_chunks(bint average, int phases, int each, const Pool *p, const Scratch *s, Py_ssize_t count) noexcept nogil:
+    """Up to three rows at a time; then the next row of windows, so that the first to reach a row is the first here."""
+    cdef Py_ssize_t i, y
+    if s.rows == 3 and phases:
+        route(average, 3, phases, each, p, s, 0, count, 0)
+        return
+    for i in range(count):
+        y = 0
+        while y < s.rows:
+            if phases == 0 or s.rows - y == 1:
+                route(average, 1, phases, each, p, s, i, 1, y)
+                y += 1
+            elif s.rows - y == 2:
+                route(average, 2, phases, each, p, s, i, 1, y)
+                y += 2
+            else:
+                route(average, 3, phases, each, p, s, i, 1, y)
+                y += 3
 
 
-cdef inline void route_all(bint average, const Pool *p, const Scratch *s, const real *grad, const real *places,
-                           Py_ssize_t n) noexcept nogil:
+cdef inline void route_rows(bint average, const Pool *p, const Scratch *s, Py_ssize_t count) noexcept nogil:
+    """`route` with the usual numbers as constants."""
     if p.phases == 1 and p.w.window == 3:
-        route_rows(average, 1, 3, p, s, grad, places, n)
+        route_chunks(average, 1, 3, p, s, count)
     elif p.phases == 1:
-        route_rows(average, 1, 0, p, s, grad, places, n)
-    elif p.phases == 2 and p.w.window == 2 and p.w.dilation == 1:
-        route_rows(average, 2, 1, p, s, grad, places, n)
+        route_chunks(average, 1, 0, p, s, count)
     elif p.phases == 2:
-        route_rows(average, 2, 0, p, s, grad, places, n)
-    elif p.phases == 3 and p.w.window == 3 and p.w.dilation == 1:
-        route_rows(average, 3, 1, p, s, grad, places, n)
+        route_chunks(average, 2, 0, p, s, count)
     elif p.phases == 3:
-        route_rows(average, 3, 0, p, s, grad, places, n)
+        route_chunks(average, 3, 0, p, s, count)
     else:
-        route_rows(average, 0, 0, p, s, grad, places, n)
+        route_chunks(average, 0, 0, p, s, count)
 
 
-cdef void route_maxima(const Pool *p, const Scratch *s, const real *grad, const real *places, Py_ssize_t n) noexcept nogil:
-    route_all(False, p, s, grad, places, n)
+cdef void route_maxima(const Pool *p, const Scratch *s, Py_ssize_t count) noexcept nogil:
+    route_rows(False, p, s, count)
 
 
-cdef void route_averages(const Pool *p, const Scratch *s, const real *grad, Py_ssize_t n) noexcept nogil:
-    route_all(True, p, s, grad, NULL, n)
+cdef void route_averages(const Pool *p, const Scratch *s, Py_ssize_t count) noexcept nogil:
+    route_rows(True, p, s, count)
 
 
-cdef void add_spans(const Pool *p, const Scratch *s, const real *grad, Py_ssize_t n) noexcept nogil:
+cdef inline bint give(bint average, bint exact, int n, int phases, const Pool *p, const Rows *rows, const real *grad_out, real *grad_x,
+                      real factor) noexcept nogil:
+    """The gradient of windows that do not overlap and are n rows high, straight from the input: each writes its cells. Returns
+    whether there was a NaN, which only `exact` heeds."""
+    cdef Py_ssize_t i, j, t, y, k, left, W = p.w.size, OW = p.w.out
+    cdef Rows r = rows[0]
+    cdef real scale = p.scale
+    cdef const real *cells_w = p.cells_w
+    cdef vec v[9]
+    cdef vec g, best
+    cdef mask hit, nan = is_nan(splat(0))
+    for i in range(r.count):
+        for j from 0 <= j < ceil_div(W, phases) by LANES:
+            left = OW - j
+            g = fetch(grad_out + j, left, 0)
+            if average:
+                g = g * splat(scale) if scale != 0 else g * (fetch(cells_w + j, left, 1) * splat(factor))
+                for k in range(n * phases):
+                    v[k] = g
+            else:
+                for y in range(n):
+                    if left >= LANES:
+                        columns(FAST, 1, phases, &r, r.x + y * r.step_y + phases * j, phases * LANES, v + y * phases, &nan)
+                    else:
+                        columns(FAST, 1, phases, &r, r.x + y * r.step_y + phases * j, phases * left, v + y * phases, &nan)
+                best = v[0]
+                for k in range(1, n * phases):
+                    best = vmax(best, v[k]) if exact else larger(best, v[k])
+                for k in range(n * phases):
+                    hit = either(equal(v[k], best), is_nan(v[k])) if exact else equal(v[k], best)
+                    v[k] = pick(hit, g, splat(0))
+                    g = pick(hit, splat(0), g)
+            left = W - phases * j
+            for y in range(n):
+                join(phases, v + y * phases)
+                for t in range(phases):
+                    if left >= phases * LANES:
+                        store(grad_x + y * r.step_y + phases * j + t * LANES, v[y * phases + t])
+                    else:
+                        put(grad_x + y * r.step_y + phases * j + t * LANES, v[y * phases + t], left - t * LANES, NULL)
+        r.x += r.advance
+        grad_x += r.advance
+        grad_out += OW
+    return any(nan)
+
+
+cdef inline bint give_maxima(int n, int phases, const Pool *p, const Rows *r, const real *grad_out, real *grad_x) noexcept nogil:
+    return give(False, False, n, phases, p, r, grad_out, grad_x, 1) and give(False, True, n, phases, p, r, grad_out, grad_x, 1)
+
+
+cdef void give_directly(bint average, const Pool *p, const Rows *r, const real *grad_out, real *grad_x, real factor) noexcept nogil:
+    """`give` with its numbers as constants."""
+    if average and p.phases == 2:
+        give(True, False, 2, 2, p, r, grad_out, grad_x, factor) if r.ny == 2 else give(True, False, 3, 2, p, r, grad_out, grad_x, factor)
+    elif average:
+        give(True, False, 2, 3, p, r, grad_out, grad_x, factor) if r.ny == 2 else give(True, False, 3, 3, p, r, grad_out, grad_x, factor)
+    elif p.phases == 2:
+        give_maxima(2, 2, p, r, grad_out, grad_x) if r.ny == 2 else give_maxima(3, 2, p, r, grad_out, grad_x)
+    else:
+        give_maxima(2, 3, p, r, grad_out, grad_x) if r.ny == 2 else give_maxima(3, 3, p, r, grad_out, grad_x)
+
+
+cdef void add_spans(const Pool *p, const Scratch *s, Py_ssize_t count) noexcept nogil:
     """route_averages without lines."""
     cdef Py_ssize_t i, o, k
-    for i in range(n):
-        if s.given[i] != s.target[i]:
-            memcpy(s.target[i], s.given[i], p.w.size * sizeof(real))
+    cdef real *target
+    for i in range(count * s.rows):
+        target = s.target[i]
+        if s.given[i] != target:
+            memcpy(target, s.given[i], p.w.size * sizeof(real))
         for o in range(p.w.out):
             for k in range(p.span_w[o].taps):
-                s.target[i][p.span_w[o].begin + k * p.w.dilation] += grad[o]
+                target[p.span_w[o].begin + k * p.w.dilation] += s.grad[i // s.rows * p.outputs + o]
 
 
-cdef Py_ssize_t find_targets(const Pool *p, const Scratch *s, real *grad_p, Py_ssize_t od, Py_ssize_t oy, Py_ssize_t low,
-                             Py_ssize_t high) noexcept nogil:
-    """The rows low ... high - 1 of a plane that a row of windows covers. Returns how many."""
-    cdef Py_ssize_t i, k, z, y, n = 0
-    cdef Span sz = p.span_d[od], sy = p.span_h[oy]
-    for i in range(sz.taps):
-        z = sz.begin + i * p.d.dilation
-        for k in range(sy.taps):
-            y = sy.begin + k * p.h.dilation
-            if low <= z * p.h.size + y < high:
-                s.from_start[n] = s.start[i * sy.taps + k]
-                s.target[n] = grad_p + (z * p.h.size + y) * p.w.size
-                s.given[n] = s.zeros if od == p.first_d[z] and oy == p.first_h[y] else s.target[n]
+cdef void find_targets(const Pool *p, const Scratch *s, real *grad_p, Py_ssize_t od, Py_ssize_t oy, Py_ssize_t count,
+                       Py_ssize_t low, Py_ssize_t high) noexcept nogil:
+    """Where rows of windows add what to. A row of the gradient of x is summed in a line, with room for whole vectors, until the
+    last row of windows that reaches it; in place if windows overlap along d. What is not low ... high - 1 goes elsewhere."""
+    cdef Py_ssize_t i, k, o, z, y, W = p.w.size, n = 0, line = whole_lines(p.w.size + 4 * LANES)
+    cdef Span sz = p.span_d[od], sy
+    cdef const Py_ssize_t *first_h = p.first_h
+    cdef const Py_ssize_t *last_h = p.last_h
+    cdef bint first, last
+    cdef real *row
+    cdef real *kept
+    for o in range(oy, oy + count):
+        sy = p.span_h[o]
+        for i in range(sz.taps):
+            z = (sz.begin + i * p.d.dilation) * p.h.size
+            first = od == p.first_d[sz.begin + i * p.d.dilation]
+            for k in range(sy.taps):
+                y = sy.begin + k * p.h.dilation
+                row = grad_p + (z + y) * W
+                kept = s.kept + (y & (p.kept - 1)) * line if p.apart else row
+                if z + y < low or z + y >= high:
+                    row = kept = s.elsewhere
+                last = o == last_h[y]
+                s.target[n] = row if last else kept
+                s.room[n] = W if last or not p.apart else line
+                s.given[n] = s.zeros if first and o == first_h[y] else kept
                 n += 1
-    return n
 
 
 cdef inline void weigh(bint average, const Pool *p, const real *grad_out, real factor, real *grad) noexcept nogil:
@@ -138,7 +242,7 @@ cdef inline void weigh(bint average, const Pool *p, const real *grad_out, real f
     for j from 0 <= j < p.w.out by LANES:
         v = fetch(grad_out + j, p.w.out - j, 0)
         if average:
-            v = v * splat(p.scale) if p.scale != 0 else v / (load(p.cells_w + j) * splat(factor))
+            v = v * splat(p.scale) if p.scale != 0 else v * (load(p.cells_w + j) * splat(factor))
         store(grad + j, v)
 
 
@@ -153,7 +257,8 @@ cdef void scatter_row(const int64_t *indices, const real *grad_out, Py_ssize_t n
 
 cdef void backward_plane(const Work *w, const Pool *p, Scratch *s, Py_ssize_t plane, Py_ssize_t low, Py_ssize_t high) noexcept nogil:
     """Rows low ... high - 1 of one plane of the gradient of x."""
-    cdef Py_ssize_t od, oy, i, n, row, last, targets, W = p.w.size
+    cdef Py_ssize_t od, oy, i, n, row, last, y, W = p.w.size
+    cdef Rows r
     cdef Py_ssize_t first_z = low // p.h.size, last_z = (high - 1) // p.h.size
     cdef Py_ssize_t first_y = low - first_z * p.h.size if first_z == last_z else 0
     cdef Py_ssize_t last_y = high - 1 - last_z * p.h.size if first_z == last_z else p.h.size - 1
@@ -172,19 +277,27 @@ cdef void backward_plane(const Work *w, const Pool *p, Scratch *s, Py_ssize_t pl
                 scatter_row(s.index, w.grad_out + row * p.w.out, n * p.w.out, grad_p, low * W, high * W)
                 oy += n
                 continue
-            n = min(s.block, last - oy) if average else search_rows(p, s, w.x, row, row + last - oy)
+            if p.direct and p.d.size == 1 and p.h.stride >= (p.h.window - 1) * p.h.dilation + 1 and p.phases > 1:
+                n = next_rows(p, w.x if w.x != NULL else w.out, row, row + min(<Py_ssize_t>GIVEN, last - oy), &r)
+                y = p.span_h[oy].begin
+                if 2 <= r.ny <= 3 and y >= low and y + (n - 1) * p.h.stride + (r.ny - 1) * p.h.dilation < high:
+                    give_directly(average, p, &r, w.grad_out + row * p.w.out, grad_p + y * W, p.cells_d[od] * p.cells_h[oy] if average else 1)
+                    oy += n
+                    continue
+            if average:
+                n = next_rows(p, w.out, row, row + min(s.block, last - oy), &r)
+                set_rows(p, s, p.span_d[od], p.span_h[oy])
+            else:
+                n = search_windows(p, s, w.x, row, row + last - oy)
             for i in range(n):
-                weigh(average, p, w.grad_out + (row + i) * p.w.out, row_cells(p, od, oy + i), s.grad + i * p.outputs)
-            for i in range(n):
-                if average:
-                    set_taps(p, s, p.span_d[od], p.span_h[oy + i])
-                targets = find_targets(p, s, grad_p, od, oy + i, low, high)
-                if not average:
-                    route_maxima(p, s, s.grad + i * p.outputs, s.place + i * p.outputs, targets)
-                elif p.phases:
-                    route_averages(p, s, s.grad + i * p.outputs, targets)
-                else:
-                    add_spans(p, s, s.grad + i * p.outputs, targets)
+                weigh(average, p, w.grad_out + (row + i) * p.w.out, p.cells_d[od] * p.cells_h[oy + i] if average else 1, s.grad + i * p.outputs)
+            find_targets(p, s, grad_p, od, oy, n, low, high)
+            if not average:
+                route_maxima(p, s, n)
+            elif p.phases:
+                route_averages(p, s, n)
+            else:
+                add_spans(p, s, n)
             oy += n
 
 
@@ -202,7 +315,7 @@ cdef void whole_backward(const Work *w, const Pool *p, Py_ssize_t plane, Py_ssiz
         for i in range(n):
             grad_p = w.out + (plane + i) * p.in_plane
             if w.kind == AVERAGE_BACKWARD:
-                share = w.grad_out[plane + i] * p.scale if p.scale != 0 else w.grad_out[plane + i] / (p.cells_w[0] * row_cells(p, 0, 0))
+                share = w.grad_out[plane + i] * (p.scale if p.scale != 0 else p.cells_d[0] * p.cells_h[0] * p.cells_w[0])
             for j from 0 <= j < p.in_plane by LANES:
                 put(grad_p + j, splat(share), p.in_plane - j, end)
             if w.kind == MAX_BACKWARD:

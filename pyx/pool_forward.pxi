@@ -23,9 +23,9 @@ cdef inline void combine_taps(int op, int taps, const Pool *p, Py_ssize_t count,
     cdef vec acc
     for i in range(count):
         for j from 0 <= j < OW by LANES:
-            acc = load(line + offset[0] + j)
+            acc = at(line + j, offset[0])
             for k in range(1, n):
-                acc = combine(op, acc, load(line + offset[k] + j))
+                acc = combine(op, acc, at(line + j, offset[k]))
             put(out + j, finish(op, p, acc, j, factor), OW - j, end)
         line += pitch
         out += OW
@@ -40,7 +40,7 @@ cdef inline void double_taps(int op, const Pool *p, real *line, real *sums, real
         taps = p.phase_start[r + 1] - p.phase_start[r]
         if taps == 0:
             continue
-        phase = line + p.offset[<Py_ssize_t>p.step[p.phase_start[r]]]
+        phase = line + p.offset[<Py_ssize_t>p.tap[p.phase_start[r]]]
         done = 0
         run = 1
         while taps > 0:
@@ -143,7 +143,7 @@ cdef void forward_part(int op, const Pool *p, const Scratch *s, const real *x, r
         s.lines[i] = identity(op)
     while row < last:
         if op == SUM:
-            factor = row_cells(p, row // p.h.out % p.d.out, row % p.h.out)
+            factor = p.cells_d[row // p.h.out % p.d.out] * p.cells_h[row % p.h.out]
         n = next_rows(p, x, row, min(last, row + block), &r)
         if p.direct and r.nz * r.ny and not direct(op, p, &r, out + row * p.w.out, factor, end):
             row += n
@@ -185,7 +185,7 @@ cdef inline bint reduce_planes(int op, const Pool *p, const real *x, real *out, 
             v[i] = combine(op, zip_low(v[i], v[i + half]), zip_high(v[i], v[i + half]))
         half //= 2
     if op == SUM:
-        v[0] = v[0] * splat(p.scale) if p.scale != 0 else v[0] / splat(p.cells_w[0] * row_cells(p, 0, 0))
+        v[0] = v[0] * splat(p.scale) if p.scale != 0 else v[0] / splat(p.cells_w[0] * (p.cells_d[0] * p.cells_h[0]))
     put(out, v[0], n, NULL)
     return any(nan)
 

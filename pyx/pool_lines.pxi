@@ -30,6 +30,11 @@ cdef inline vec fetch(const real *x, Py_ssize_t left, real rest) noexcept nogil:
     return load_first(x, <int>max(left, 0), splat(rest))
 
 
+cdef inline vec at(const real *line, Py_ssize_t n) noexcept nogil:
+    """LANES elements from line + n, where line is a multiple of a vector's size."""
+    return load_at(line + (n & -<Py_ssize_t>LANES), places(n & (LANES - 1)))
+
+
 cdef inline void put(real *out, vec v, Py_ssize_t left, const real *end) noexcept nogil:
     """Store `left` lanes. All of them where what follows up to `end` is going to be written later."""
     if left >= LANES or out + LANES <= end:

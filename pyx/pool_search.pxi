@@ -1,14 +1,13 @@
 # Where a maximum lies: of equal values the first, and the first NaN before all of them.
 #
-# The place of a maximum is kept as its distance in the plane from the start of its window: a `real`, so that vectors select
-# it like a value, and -1 for none. It becomes an index only for who asks for indices. Taps are compared row by row, so that
-# the first of equal values is the one found. Rows of windows that are alike are searched together: several of them read a line.
+# The place of a maximum is kept as its row, by the distance in the plane from the start of the window, and its tap along w:
+# two `real`, which vectors select like values. They become an index only for who asks for indices. Each row is searched along
+# w first, once for all windows that read it, then what was found in the rows under a window is compared: in this order the
+# first of equal values is the one that stays. Rows of windows that are alike are searched together.
 
 cdef enum:
     SEARCHED_BYTES = 1 << 15    # of lines that are filled at a time
     SEARCHED = 8                # rows of windows that are searched at a time
-    NAN = 1                     # what a search has met
-    NONE = 2
 
 
 cdef inline Py_ssize_t origin(const Axis *a, Py_ssize_t o, Span s) noexcept nogil:
@@ -33,8 +32,7 @@ cdef inline Py_ssize_t lines_of(const Pool *p, Py_ssize_t ny, Py_ssize_t count) 
 
 cdef inline Py_ssize_t search_block(const Pool *p) noexcept nogil:
     cdef Py_ssize_t count = SEARCHED
-    while count > 1 and not p.direct and \
-            rows_of(&p.d) * lines_of(p, rows_of(&p.h), count) * p.line * <Py_ssize_t>sizeof(real) > SEARCHED_BYTES:
+    while count > 1 and rows_of(&p.d) * lines_of(p, rows_of(&p.h), count) * (p.line + 2 * p.outputs) * <Py_ssize_t>sizeof(real) > SEARCHED_BYTES:
         count -= 1
     return count
 
@@ -44,134 +42,174 @@ cdef inline bint searched(const Pool *p) noexcept nogil:
     cdef double reach = (<double>max(p.d.window, rows_of(&p.d)) * p.d.dilation * p.h.size +
                          <double>max(p.h.window, rows_of(&p.h)) * p.h.dilation) * p.w.size
     return p.phases and reach + <double>p.w.window * p.w.dilation < MAX_CODE and \
-        <double>rows_of(&p.d) * lines_of(p, rows_of(&p.h), 1) * p.line * sizeof(real) <= MAX_SEARCHED_BYTES
+        <double>rows_of(&p.d) * lines_of(p, rows_of(&p.h), 1) * (p.line + 2 * p.outputs) * sizeof(real) <= MAX_SEARCHED_BYTES
 
 
-cdef inline int search(bint exact, int taps, int phases, int rows, const Pool *p, const Scratch *s, const real *x, Py_ssize_t count,
-                       Py_ssize_t advance) noexcept nogil:
-    """Search `count` rows of windows: s.best, s.place. Without `exact` a NaN is only noticed. If `phases` is not 0 these are
-    the taps of rows of the input, otherwise lines are read; `taps` and `rows` are their numbers if they are not 0."""
-    cdef Py_ssize_t i, j, a, k, left, OW = p.w.out, K = phases if phases else taps if taps else p.w.window, outputs = p.outputs
-    cdef Py_ssize_t n = rows if rows else s.rows
+cdef inline mask search_row(bint exact, int taps, int phases, const Pool *p, const real *x, real *values, real *taps_to) noexcept nogil:
+    """Along w: the maxima of one row under windows, and their taps, -1 for none. If `phases` is not 0 these are the taps and x
+    is a row of the input, otherwise it is a line; `taps` is their number if it is not 0. Returns where there are NaNs."""
+    cdef Py_ssize_t j, k, left, OW = p.w.out, K = phases if phases else taps if taps else p.w.window
     cdef const Py_ssize_t *offset = p.offset
-    cdef const Py_ssize_t *at = s.at
-    cdef const real *place_of = s.place_of
-    cdef real *best_to = s.best
-    cdef real *place_to = s.place
+    cdef Py_ssize_t known[3]    # what no store can change
     cdef vec v[3]
-    cdef vec w, best, place
-    cdef mask better, nan = is_nan(splat(0)), none = is_nan(splat(0))
+    cdef vec w, best, tap
+    cdef mask better, nan = is_nan(splat(0))
     cdef Rows r
+    for k in range(taps):
+        known[k] = offset[k]
+    for j from 0 <= j < OW by LANES:
+        best = splat(-INFINITY)
+        tap = splat(-1)
+        left = OW - j
+        if phases and left >= LANES:
+            columns(FAST, 1, phases, &r, x + phases * j, phases * LANES, v, &nan)
+        elif phases:
+            columns(FAST, 1, phases, &r, x + phases * j, phases * left, v, &nan)
+        for k in range(K):
+            w = v[k] if phases else at(x + j, known[k] if taps else offset[k])
+            better = greater(w, best)
+            if exact:
+                better = either(better, both(is_nan(w), equal(best, best)))
+                best = pick(better, w, best)
+            else:
+                best = larger(best, w)
+            tap = pick(better, splat(<real>k), tap)
+        store(values + j, best)
+        store(taps_to + j, tap)
+    return nan
+
+
+cdef inline bint search_rows_of(bint exact, int taps, int phases, const Pool *p, const real *x, Py_ssize_t advance, Py_ssize_t count,
+                                real *values, real *taps_to) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef mask nan = is_nan(splat(0))
+    for i in range(count):
+        nan = either(nan, search_row(exact, taps, phases, p, x, values, taps_to))
+        x += advance
+        values += p.outputs
+        taps_to += p.outputs
+    return any(nan)
+
+
+cdef bint search_group(bint exact, const Pool *p, Scratch *s, const Rows *r, Py_ssize_t first) noexcept nogil:
+    """search_row of r.count rows; to the lines of outputs from `first` on. Returns whether there was a NaN."""
+    cdef real *values = s.values + first * p.outputs
+    cdef real *taps = s.taps + first * p.outputs
+    cdef bint nan
+    if p.direct and p.phases == 1:
+        return search_rows_of(True, 0, 1, p, r.x, r.advance, r.count, values, taps)
+    if p.direct and p.phases == 2:
+        return search_rows_of(True, 0, 2, p, r.x, r.advance, r.count, values, taps) if exact else \
+            search_rows_of(False, 0, 2, p, r.x, r.advance, r.count, values, taps)
+    if p.direct:
+        return search_rows_of(True, 0, 3, p, r.x, r.advance, r.count, values, taps) if exact else \
+            search_rows_of(False, 0, 3, p, r.x, r.advance, r.count, values, taps)
+    nan = fill(FAST, p, r, s.lines, s.flat)
+    if nan or exact:
+        search_rows_of(True, 0, 0, p, s.lines, p.line, r.count, values, taps)
+    elif p.w.window == 3:
+        search_rows_of(False, 3, 0, p, s.lines, p.line, r.count, values, taps)
+    else:
+        search_rows_of(False, 0, 0, p, s.lines, p.line, r.count, values, taps)
+    return nan
+
+
+cdef inline bint search_columns(bint exact, int rows, const Pool *p, const Scratch *s, Py_ssize_t count, Py_ssize_t advance) noexcept nogil:
+    """The maxima of what search_row found in the rows under windows: s.best, s.row, s.tap. Returns whether there is none."""
+    cdef Py_ssize_t i, j, a, left, OW = p.w.out, outputs = p.outputs, n = rows if rows else s.rows, to = 0, x = 0
+    cdef const real *values = s.values
+    cdef const real *taps = s.taps
+    cdef const real *start = s.start
+    cdef const Py_ssize_t *from_x = s.from_x
+    cdef real *best_to = s.best
+    cdef real *row_to = s.row
+    cdef real *tap_to = s.tap
+    cdef Py_ssize_t known[3]    # what no store can change
+    cdef real starts[3]
+    cdef vec v, best, row, tap
+    cdef mask better, none = is_nan(splat(0))
+    for a in range(rows):
+        known[a] = from_x[a]
+        starts[a] = start[a]
     for i in range(count):
         for j from 0 <= j < OW by LANES:
             best = splat(-INFINITY)
-            place = splat(-1)
-            left = OW - j
+            row = splat(-1)
+            tap = splat(-1)
             for a in range(n):
-                if phases and left >= LANES:
-                    columns(FAST, 1, phases, &r, x + at[a] + phases * j, phases * LANES, v, &nan)
-                elif phases:
-                    columns(FAST, 1, phases, &r, x + at[a] + phases * j, phases * left, v, &nan)
-                for k in range(K):
-                    w = v[k] if phases else load(x + at[a] + offset[k] + j)
-                    better = greater(w, best)
-                    if exact:
-                        better = either(better, both(is_nan(w), equal(best, best)))
-                        best = pick(better, w, best)
-                    else:
-                        best = larger(best, w)
-                    place = pick(better, splat(place_of[a * K + k]), place)
-            store(best_to + j, best)
+                v = load(values + x + (known[a] if rows else from_x[a]) + j)
+                better = greater(v, best)
+                if exact:
+                    better = either(better, both(is_nan(v), equal(best, best)))
+                    best = pick(better, v, best)
+                else:
+                    best = larger(best, v)
+                row = pick(better, splat(starts[a] if rows else start[a]), row)
+                tap = pick(better, load(taps + x + (known[a] if rows else from_x[a]) + j), tap)
+            left = OW - j
             if left < LANES:
-                none = either(none, greater(splat(0), first_of(place, <int>left, splat(0))))
-                place = first_of(place, <int>left, splat(-1))
+                none = either(none, greater(splat(0), first_of(tap, <int>left, splat(0))))
+                tap = first_of(tap, <int>left, splat(-1))
             else:
-                none = either(none, greater(splat(0), place))
-            store(place_to + j, place)
+                none = either(none, greater(splat(0), tap))
+            store(best_to + to + j, best)
+            store(row_to + to + j, row)
+            store(tap_to + to + j, tap)
         x += advance
-        best_to += outputs
-        place_to += outputs
-    return any(nan) * NAN + any(none) * NONE
+        to += outputs
+    return any(none)
 
 
-cdef int search_phases(const Pool *p, const Scratch *s, const Rows *r) noexcept nogil:
-    cdef int met
-    if p.phases == 1:
-        met = search(False, 0, 1, 0, p, s, r.x, r.count, r.advance)
-    elif p.phases == 2:
-        met = search(False, 0, 2, 2, p, s, r.x, r.count, r.advance) if s.rows == 2 else \
-            search(False, 0, 2, 0, p, s, r.x, r.count, r.advance)
-    else:
-        met = search(False, 0, 3, 0, p, s, r.x, r.count, r.advance)
-    if met & NAN == 0:
-        return met
-    if p.phases == 1:
-        return search(True, 0, 1, 0, p, s, r.x, r.count, r.advance)
-    if p.phases == 2:
-        return search(True, 0, 2, 0, p, s, r.x, r.count, r.advance)
-    return search(True, 0, 3, 0, p, s, r.x, r.count, r.advance)
-
-
-cdef int search_lines(const Pool *p, Scratch *s, const Rows *r) noexcept nogil:
-    cdef Py_ssize_t i, k, lines = lines_of(p, r.ny, r.count), advance = p.line * (p.h.stride if shared(p) else 1)
-    cdef bint nan = False
-    cdef Rows row = r[0]
-    row.nz = row.ny = 1
-    for i in range(r.nz):
-        for k in range(r.ny):
-            s.at[i * r.ny + k] = (i * lines + k * (p.h.dilation if shared(p) else r.count)) * p.line
-            row.x = r.x + i * r.step_z + k * r.step_y
-            if k == 0 and shared(p):
-                row.count = lines
-                row.advance = p.w.size
-            if k == 0 or not shared(p):
-                nan |= fill(FAST, p, &row, s.lines + s.at[i * r.ny + k], s.flat)
-    if nan:
-        return search(True, 0, 0, 0, p, s, s.lines, r.count, advance)
-    if p.w.window == 2:
-        return search(False, 2, 0, 0, p, s, s.lines, r.count, advance)
-    if p.w.window == 3:
-        return search(False, 3, 0, 3, p, s, s.lines, r.count, advance) if s.rows == 3 else \
-            search(False, 3, 0, 0, p, s, s.lines, r.count, advance)
-    return search(False, 0, 0, 0, p, s, s.lines, r.count, advance)
-
-
-cdef void set_taps(const Pool *p, Scratch *s, Span z, Span y) noexcept nogil:
-    """How far the rows and taps of a window lie from its start."""
-    cdef Py_ssize_t i, k, j, n = 0
+cdef void set_rows(const Pool *p, Scratch *s, Span z, Span y) noexcept nogil:
+    """How far the rows under a window lie from its start."""
+    cdef Py_ssize_t i, k
     if s.z.first == z.first and s.z.taps == z.taps and s.y.first == y.first and s.y.taps == y.taps:
         return
     s.z = z
     s.y = y
     s.rows = z.taps * y.taps
-    for i in range(z.first, z.first + z.taps):
-        for k in range(y.first, y.first + y.taps):
-            s.start[n] = <real>((i * p.d.dilation * p.h.size + k * p.h.dilation) * p.w.size)
-            for j in range(p.w.window if s.vectors else 0):
-                s.place_of[n * p.w.window + j] = s.start[n] + <real>(j * p.w.dilation)
-            n += 1
+    for i in range(z.taps):
+        for k in range(y.taps):
+            s.start[i * y.taps + k] = <real>(((z.first + i) * p.d.dilation * p.h.size + (y.first + k) * p.h.dilation) * p.w.size)
 
 
-cdef Py_ssize_t search_rows(const Pool *p, Scratch *s, const real *x, Py_ssize_t row, Py_ssize_t last) noexcept nogil:
-    """Search rows of windows from `row` on, counted over all planes, up to `last`: s.best, s.place. Returns how many."""
-    cdef Py_ssize_t i, k, ox, n
-    cdef Span z = p.span_d[row // p.h.out % p.d.out], y = p.span_h[row % p.h.out]
-    cdef Rows r
-    cdef int met
+cdef Py_ssize_t search_windows(const Pool *p, Scratch *s, const real *x, Py_ssize_t row, Py_ssize_t last) noexcept nogil:
+    """Search rows of windows from `row` on, counted over all planes, up to `last`. Returns how many."""
+    cdef Py_ssize_t i, k, ox, n, lines, groups
+    cdef bint nan = False, none
+    cdef Rows r, group
     n = next_rows(p, x, row, min(last, row + s.block), &r)
-    set_taps(p, s, z, y)
-    if p.direct:
-        for i in range(r.nz):
-            for k in range(r.ny):
-                s.at[i * r.ny + k] = i * r.step_z + k * r.step_y
-        met = search_phases(p, s, &r)
+    set_rows(p, s, p.span_d[row // p.h.out % p.d.out], p.span_h[row % p.h.out])
+    lines = lines_of(p, r.ny, n)
+    groups = 1 if shared(p) else r.ny
+    group = r
+    group.nz = group.ny = 1
+    group.count = lines // groups if s.rows else 0
+    group.advance = p.w.size if shared(p) else r.advance
+    for i in range(r.nz):
+        for k in range(r.ny):
+            s.from_x[i * r.ny + k] = (i * lines + k * (p.h.dilation if shared(p) else n)) * p.outputs
+        for k in range(groups):
+            group.x = r.x + i * r.step_z + k * r.step_y
+            nan |= search_group(False, p, s, &group, i * lines + k * n)
+    if nan:
+        for i in range(r.nz if p.direct else 0):
+            for k in range(groups):
+                group.x = r.x + i * r.step_z + k * r.step_y
+                search_group(True, p, s, &group, i * lines + k * n)
+        none = search_columns(True, 0, p, s, n, p.outputs * (p.h.stride if shared(p) else 1))
+    elif s.rows == 2:
+        none = search_columns(False, 2, p, s, n, p.outputs * (p.h.stride if shared(p) else 1))
+    elif s.rows == 3:
+        none = search_columns(False, 3, p, s, n, p.outputs * (p.h.stride if shared(p) else 1))
     else:
-        met = search_lines(p, s, &r)
-    if met & NONE and s.rows:       # windows that hold nothing but -inf have their first tap, if they have one
+        none = search_columns(False, 0, p, s, n, p.outputs * (p.h.stride if shared(p) else 1))
+    if none and s.rows:       # windows that hold nothing but -inf have their first tap, if they have one
         for i in range(n):
             for ox in range(p.w.out):
-                if s.place[i * p.outputs + ox] < 0 and p.span_w[ox].taps:
-                    s.place[i * p.outputs + ox] = s.start[0] + <real>(p.span_w[ox].first * p.w.dilation)
+                if s.tap[i * p.outputs + ox] < 0 and p.span_w[ox].taps:
+                    s.tap[i * p.outputs + ox] = <real>p.span_w[ox].first
+                    s.row[i * p.outputs + ox] = s.start[0]
     return n
 
 
@@ -195,22 +233,25 @@ cdef Py_ssize_t find_indices(const Pool *p, Scratch *s, const real *x, Py_ssize_
                              int64_t *indices) noexcept nogil:
     """Maxima of rows of windows, unless `out` is NULL, and their indices in the plane. Returns of how many rows."""
     cdef Py_ssize_t i, ox, od = row // p.h.out % p.d.out, oy = row % p.h.out, start, stride = p.w.stride, n = 1
+    cdef real dilation = <real>p.w.dilation
     cdef const real *x_p = x + row // (p.h.out * p.d.out) * p.in_plane
-    cdef const real *place
+    cdef const real *tap
+    cdef const real *at_row
     if not s.vectors:
         for ox in range(p.w.out):
             indices[ox] = search_window(p, x_p, p.span_d[od], p.span_h[oy], p.span_w[ox])
             if out != NULL:
                 out[ox] = x_p[indices[ox]] if indices[ox] >= 0 else -INFINITY
         return 1
-    n = search_rows(p, s, x, row, last)
+    n = search_windows(p, s, x, row, last)
     for i in range(n):
         if out != NULL:
             memcpy(out + i * p.w.out, s.best + i * p.outputs, p.w.out * sizeof(real))
         start = row_start(p, (row + i) // p.h.out % p.d.out, (row + i) % p.h.out)
-        place = s.place + i * p.outputs
+        tap = s.tap + i * p.outputs
+        at_row = s.row + i * p.outputs
         for ox in range(p.w.out):
-            indices[i * p.w.out + ox] = start + ox * stride + <int64_t>place[ox] if place[ox] >= 0 else -1
+            indices[i * p.w.out + ox] = start + ox * stride + <int64_t>(at_row[ox] + tap[ox] * dilation) if tap[ox] >= 0 else -1
     return n
 
 

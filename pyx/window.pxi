@@ -46,17 +46,22 @@ cdef struct Pool:
     bint whole                  # one window, the whole plane
     bint direct                 # along w, windows follow each other without gaps, padding or overlap, strides 1 to 3
     bint gaps                   # there are rows that no window reads
+    bint apart                  # windows do not overlap along d
+    Py_ssize_t kept             # rows of a plane that windows in progress add to: a power of two
     bint seamless               # rows of windows follow each other at the same distance from one plane to the next
     Span *span_d                # [d.out] and so on
     Span *span_h
     Span *span_w
     Py_ssize_t *first_d         # [d.size] the first output that contains a position, `out` if none does
     Py_ssize_t *first_h         # [h.size]
+    Py_ssize_t *last_h          # [h.size] the last such output
     Py_ssize_t *offset          # [w.window] where in a line a tap of output 0 lies
     Py_ssize_t *phase_start     # [phases + 1] the taps that read phase r are those from phase_start[r] on
     Py_ssize_t *back            # [w.window] output m - back of such a tap reads place m
-    real *step                  # [w.window] its distance from the start of the window
-    real *cells_w               # [w.out + LANES] divisor along w
+    real *tap                   # [w.window] which tap that is
+    real *cells_d               # [d.out] divisors along each axis, in the backward pass their reciprocals
+    real *cells_h               # [h.out]
+    real *cells_w               # [w.out + LANES]
     bint include_pad
     double divisor              # divisor_override, 0 if there is none
     real scale                  # what every sum is multiplied with, 0 if they are divided by their cells
@@ -140,6 +145,10 @@ cdef int plan(Pool *p, bytes geometry, Py_ssize_t planes) except -1:
     p.seamless = p.d.size == 1 and p.d.out == 1 and p.h.window and p.h.before == 0 and p.h.out * p.h.stride == p.h.size and \
         (p.h.window - 1) * p.h.dilation < p.h.stride
     p.outputs = whole_lines(p.w.out + 2 * LANES)
+    p.apart = p.d.window and p.d.stride >= (p.d.window - 1) * p.d.dilation + 1 or p.d.out == 1
+    p.kept = 1
+    while p.kept < (min(p.h.size, (p.h.window - 1) * p.h.dilation + 1) if p.h.window else rows_of(&p.h) + 1) and p.apart:
+        p.kept *= 2
     last = (p.w.window - 1) * p.w.dilation - p.w.before     # of the taps of output 0
     wide = max((p.w.out - 1) * p.w.stride + last + 1, p.w.size)
     if p.w.window == 0 or p.w.stride > MAX_PHASES or p.w.before + wide > 2 * p.w.size + 1024:
@@ -155,7 +164,7 @@ cdef int plan(Pool *p, bytes geometry, Py_ssize_t planes) except -1:
     return 0
 
 
-cdef bint fill_axis(const Axis *a, Span *spans, Py_ssize_t *first) noexcept nogil:
+cdef bint fill_axis(const Axis *a, Span *spans, Py_ssize_t *first, Py_ssize_t *last) noexcept nogil:
     """The tables of d and h. Returns whether there are positions that no window reads."""
     cdef bint gaps = False
     cdef Py_ssize_t o, k
@@ -164,6 +173,8 @@ cdef bint fill_axis(const Axis *a, Span *spans, Py_ssize_t *first) noexcept nogi
     for o in range(a.out - 1, -1, -1):
         spans[o] = span(a, o)
         for k in range(spans[o].taps):
+            if first[spans[o].begin + k * a.dilation] == a.out:
+                last[spans[o].begin + k * a.dilation] = o
             first[spans[o].begin + k * a.dilation] = o
     for k in range(a.size):
         gaps |= first[k] == a.out
@@ -178,14 +189,17 @@ cdef Py_ssize_t fill_tables(Pool *p, char *memory) noexcept nogil:
     p.span_w = p.span_h + p.h.out
     p.first_d = <Py_ssize_t *>(p.span_w + p.w.out)
     p.first_h = p.first_d + p.d.size
-    p.offset = p.first_h + p.h.size
+    p.last_h = p.first_h + p.h.size
+    p.offset = p.last_h + max(p.h.size, p.d.size)
     p.back = p.offset + taps
     p.phase_start = p.back + taps
-    p.step = <real *>(p.phase_start + p.phases + 1)
-    p.cells_w = p.step + taps
+    p.tap = <real *>(p.phase_start + p.phases + 1)
+    p.cells_d = p.tap + taps
+    p.cells_h = p.cells_d + p.d.out
+    p.cells_w = p.cells_h + p.h.out
     if memory == NULL:
         return (<Py_ssize_t>(p.cells_w + p.w.out + LANES) + 127) // 64 * 64
-    p.gaps = fill_axis(&p.d, p.span_d, p.first_d) | fill_axis(&p.h, p.span_h, p.first_h)
+    p.gaps = fill_axis(&p.d, p.span_d, p.first_d, p.last_h) | fill_axis(&p.h, p.span_h, p.first_h, p.last_h)
     for o in range(p.w.out):
         p.span_w[o] = span(&p.w, o)
     for k in range(taps):
@@ -197,7 +211,7 @@ cdef Py_ssize_t fill_tables(Pool *p, char *memory) noexcept nogil:
         while k < taps:
             o = floor_div(k * p.w.dilation - p.w.before, p.phases)
             if k * p.w.dilation - p.w.before - o * p.phases == r:
-                p.step[n] = <real>(k * p.w.dilation)
+                p.tap[n] = <real>k
                 p.back[n] = o
                 n += 1
             k += p.phases if p.w.dilation == 1 else 1
@@ -206,36 +220,27 @@ cdef Py_ssize_t fill_tables(Pool *p, char *memory) noexcept nogil:
     return 0
 
 
-cdef inline real row_cells(const Pool *p, Py_ssize_t od, Py_ssize_t oy) noexcept nogil:
-    """The factor of the divisor that a row of outputs shares."""
-    if p.divisor != 0 or p.scale != 0:
-        return 1
-    return <real>(<double>cells(&p.d, od, p.include_pad) * <double>cells(&p.h, oy, p.include_pad))
-
-
-cdef bint common_cells(const Axis *a, bint include_pad, double *product) noexcept nogil:
-    """Multiply the product by the cells of this axis; return whether all its windows have as many."""
-    cdef Py_ssize_t o, n = cells(a, 0, include_pad)
-    product[0] *= <double>n
-    for o in range(1, a.out):
-        if cells(a, o, include_pad) != n:
-            return False
-    return True
-
-
-cdef void fill_cells(Pool *p) noexcept nogil:
-    """The divisors along w. All the same and a power of two: sums are multiplied by the exact reciprocal."""
-    cdef Py_ssize_t o
-    cdef double product = 1
+cdef bint fill_cells_of(const Pool *p, const Axis *a, real *to, bint invert, double *product) noexcept nogil:
+    """The divisors along an axis. Multiply the product by the first; return whether all are the same."""
+    cdef Py_ssize_t o, n
     cdef bint same = True
-    if p.divisor != 0:
-        product = p.divisor
-    else:
-        same = common_cells(&p.d, p.include_pad, &product) and common_cells(&p.h, p.include_pad, &product) and \
-            common_cells(&p.w, p.include_pad, &product)
+    for o in range(a.out):
+        n = cells(a, o, p.include_pad) if p.divisor == 0 else 1
+        to[o] = 1 / <real>n if invert else <real>n
+        same &= to[o] == to[0]
+    product[0] *= <double>(cells(a, 0, p.include_pad) if p.divisor == 0 else 1)
+    return same
+
+
+cdef void fill_cells(Pool *p, bint invert) noexcept nogil:
+    """All divisors. All the same and a power of two: sums are multiplied by the exact reciprocal."""
+    cdef Py_ssize_t o
+    cdef double product = p.divisor if p.divisor != 0 else 1
+    cdef bint same = fill_cells_of(p, &p.d, p.cells_d, invert, &product) & fill_cells_of(p, &p.h, p.cells_h, invert, &product) & \
+        fill_cells_of(p, &p.w, p.cells_w, invert, &product)
     if same and 1 <= product <= 1 << 30 and not (<Py_ssize_t>product & (<Py_ssize_t>product - 1)):
         p.scale = <real>(1 / product)
-    for o in range(p.w.out):
-        p.cells_w[o] = <real>(p.divisor if p.divisor != 0 else <double>cells(&p.w, o, p.include_pad))
+    for o in range(p.d.out if p.divisor != 0 else 0):
+        p.cells_d[o] = <real>(1 / p.divisor if invert else p.divisor)
     for o in range(p.w.out, p.w.out + LANES):
         p.cells_w[o] = 1
