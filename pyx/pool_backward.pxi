@@ -186,7 +186,8 @@ cdef void give_directly(bint average, const Pool *p, const Rows *r, const real *
     if average and p.phases == 2:
         give(True, False, 2, 2, p, r, grad_out, grad_x, factor) if r.ny == 2 else give(True, False, 3, 2, p, r, grad_out, grad_x, factor)
     elif average:
-        give(True, False, 2, 3, p, r, grad_out, grad_x, factor) if r.ny == 2 else give(True, False, 3, 3, p, r, grad_out, grad_x, factor)
+        give(True, False, 2, 3, p, r, grad_out, grad_x, factor) if r.ny == 2 else \
+            give(True, False, 3, 3, p, r, grad_out, grad_x, factor)
     elif p.phases == 2:
         give_maxima(2, 2, p, r, grad_out, grad_x) if r.ny == 2 else give_maxima(3, 2, p, r, grad_out, grad_x)
     else:

@@ -45,7 +45,8 @@ cdef inline bint searched(const Pool *p) noexcept nogil:
         <double>rows_of(&p.d) * lines_of(p, rows_of(&p.h), 1) * (p.line + 2 * p.outputs) * sizeof(real) <= MAX_SEARCHED_BYTES
 
 
-cdef inline mask search_row(bint exact, int taps, int phases, const Pool *p, const real *x, real *values, real *taps_to) noexcept nogil:
+cdef inline mask search_row(bint exact, int taps, int phases, const Pool *p, const real *x, real *values,
+                            real *taps_to) noexcept nogil:
     """Along w: the maxima of one row under windows, and their taps, -1 for none. If `phases` is not 0 these are the taps and x
     is a row of the input, otherwise it is a line; `taps` is their number if it is not 0. Returns where there are NaNs."""
     cdef Py_ssize_t j, k, left, OW = p.w.out, K = phases if phases else taps if taps else p.w.window
