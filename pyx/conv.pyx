@@ -14,7 +14,7 @@ from libc.string cimport memset
 from mask cimport load_first_or_zero, store_first
 from simd cimport REGISTERS, real, vec, LANES, MR, load, store, splat, vrelu, lane_sum, zip_low, zip_high, transpose_vectors
 from scratch cimport take, address
-from strip cimport Axis, plan_segments, segment_base, total_length, longest_segment, copy_strip, copy_run, padded_plane, \
+from strip cimport Axis, plan_segments, plan_copy, segment_base, total_length, longest_segment, copy_strip, copy_run, padded_plane, \
     plan_runs, ceil_div, STRIP_BYTES
 from dot cimport Dot, dot_taps, DOT_TAPS
 from square cimport Square, has_square, has_pair, run_square_sizes, run_pair_sizes, dot_square_sizes
@@ -49,7 +49,7 @@ cdef enum:
     WORK_PER_THREAD = 1 << 18   # multiply-adds for which another thread is worth its start (Zen 5: 2 us against 1)
     WORK_UNDER_GIL = 1 << 14    # multiply-adds and results that take no longer than to let other Python threads run
     SMALL_TABLES = 512          # sizes and offsets that lie on the stack
-    AXIS_ARRAYS = 7
+    AXIS_ARRAYS = 9
 
 
 cdef struct Geometry:           # as cyconv/conv.py packs it
@@ -77,6 +77,8 @@ cdef inline Py_ssize_t *carve_axis(Axis *axis, Py_ssize_t *memory, Py_ssize_t ta
     axis.segment_start = memory + 4 * taps
     axis.segment_length = memory + 5 * taps
     axis.run = memory + 6 * taps
+    axis.first = memory + 7 * taps
+    axis.last = memory + 8 * taps
     return memory + AXIS_ARRAYS * taps
 
 

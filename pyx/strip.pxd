@@ -29,6 +29,9 @@ cdef struct Axis:
     Py_ssize_t segments
     Py_ssize_t *segment_start   # [segments] source index of the first element
     Py_ssize_t *segment_length  # [segments]
+    Py_ssize_t *first           # [segments] the elements first..last lie inside the source
+    Py_ssize_t *last
+    Py_ssize_t pair             # step 2: the segment whose elements follow those of the other one, one by one; else -1
 
 
 cdef inline void plan_segments(Axis *axis, Py_ssize_t extent, bint share) noexcept nogil:
@@ -48,6 +51,22 @@ cdef inline void plan_segments(Axis *axis, Py_ssize_t extent, bint share) noexce
         axis.segment[i] = found
         axis.offset[i] = (axis.start[i] - axis.segment_start[found]) // axis.step
         axis.segment_length[found] = axis.offset[i] + extent
+
+
+cdef inline void plan_copy(Axis *x) noexcept nogil:
+    """What copy_strip wants to know of the segments along x."""
+    cdef Py_ssize_t i, start, n
+    for i in range(x.segments):
+        start = x.segment_start[i]
+        n = x.segment_length[i]
+        x.first[i] = min(n, ceil_div(-start, x.step)) if start < 0 else 0
+        x.last[i] = max(x.first[i], min(n, ceil_div(x.size - start, x.step))) if start < x.size else x.first[i]
+    x.pair = -1
+    for i in range(2 if x.step == 2 and x.segments == 2 else 0):
+        n = x.last[i] - x.first[i]
+        if (x.segment_start[1 - i] + 2 * x.first[1 - i] + 1 == x.segment_start[i] + 2 * x.first[i]
+                and 0 < n <= x.last[1 - i] - x.first[1 - i] <= n + 1):
+            x.pair = i
 
 
 cdef inline Py_ssize_t plan_runs(Axis *axis, Py_ssize_t longest, Py_ssize_t *counts) noexcept nogil:
@@ -156,18 +175,10 @@ cdef inline void copy_split(real *low, Py_ssize_t n_low, real *high, Py_ssize_t 
         store_first(high, odd(a, b), <int>n_high)
 
 
-cdef inline void first_and_last(const Axis *x, Py_ssize_t segment, Py_ssize_t *first, Py_ssize_t *last) noexcept nogil:
-    """The elements of a segment that lie inside the source."""
-    cdef Py_ssize_t start = x.segment_start[segment], n = x.segment_length[segment]
-    first[0] = min(n, ceil_div(-start, x.step)) if start < 0 else 0
-    last[0] = max(first[0], min(n, ceil_div(x.size - start, x.step))) if start < x.size else first[0]
-
-
 cdef inline void zero_segment(real *to, const Axis *y, const Axis *x, Py_ssize_t segment, Py_ssize_t first_output,
                               Py_ssize_t plane, Py_ssize_t pitch) noexcept nogil:
     """What lies outside the source of one segment along x, of all rows of one channel."""
-    cdef Py_ssize_t first, last, i, _j, row
-    first_and_last(x, segment, &first, &last)
+    cdef Py_ssize_t first = x.first[segment], last = x.last[segment], i, _j, row
     to += segment * plane
     for i in range(y.segments):
         row = y.segment_start[i] + first_output * y.step
@@ -181,43 +192,30 @@ cdef inline void zero_segment(real *to, const Axis *y, const Axis *x, Py_ssize_t
             to += pitch
 
 
-cdef inline void copy_segment(real *to, const real *source, const Axis *y, const Axis *x, Py_ssize_t segment, Py_ssize_t with_next,
+cdef inline void copy_segment(real *to, const real *source, const Axis *y, const Axis *x, Py_ssize_t segment,
                               Py_ssize_t first_output, Py_ssize_t plane, Py_ssize_t pitch) noexcept nogil:
-    """What the source has of one segment along x, of all rows of one channel; `with_next` also that of the segment so far
-    behind, whose elements follow those of this one in a source of step 2, one by one."""
-    cdef Py_ssize_t first, last, next_first = 0, next_last = 0, i, _j, k, row
-    first_and_last(x, segment, &first, &last)
-    if with_next:
-        first_and_last(x, segment + with_next, &next_first, &next_last)
-    to += segment * plane
+    """What the source has of one segment along x, of all rows of one channel; of a pair both if it is the first of them."""
+    cdef Py_ssize_t first = x.first[segment], n = x.last[segment] - first, pair_n = 0, i, _j, k, row
+    cdef real *pair_to = to
+    if segment == 1 - x.pair:
+        pair_to += x.pair * plane + x.first[x.pair]
+        pair_n = x.last[x.pair] - x.first[x.pair]
+    to += segment * plane + first
     source += x.segment_start[segment] + first * x.step
     for i in range(y.segments):
         row = y.segment_start[i] + first_output * y.step
         for _j in range(y.segment_length[i]):
             if 0 <= row < y.size:
                 if x.step == 1:
-                    copy_run(to + first, source + row * x.size, last - first)
+                    copy_run(to, source + row * x.size, n)
                 elif x.step == 2:
-                    copy_split(to + first, last - first, to + with_next * plane + next_first, next_last - next_first,
-                               source + row * x.size)
+                    copy_split(to, n, pair_to, pair_n, source + row * x.size)
                 else:
-                    for k in range(first, last):
-                        to[k] = source[row * x.size + (k - first) * x.step]
+                    for k in range(n):
+                        to[k] = source[row * x.size + k * x.step]
             row += y.step
             to += pitch
-
-
-cdef inline Py_ssize_t pair_of(const Axis *x, Py_ssize_t segment) noexcept nogil:
-    """Where the segment is whose elements follow those of this one, one by one, in a source of step 2; 0 if nowhere."""
-    cdef Py_ssize_t first, last, next_first, next_last, other = 1 - segment
-    if x.step != 2 or x.segments != 2:
-        return 0
-    first_and_last(x, segment, &first, &last)
-    first_and_last(x, other, &next_first, &next_last)
-    if (x.segment_start[segment] + 2 * first + 1 == x.segment_start[other] + 2 * next_first
-            and last - first - 1 <= next_last - next_first <= last - first and next_last > next_first):
-        return other - segment
-    return 0
+            pair_to += pitch
 
 
 cdef inline void copy_strip(real *strip, const real *source, Py_ssize_t channels, Py_ssize_t source_plane, bint clear,
@@ -227,16 +225,11 @@ cdef inline void copy_strip(real *strip, const real *source, Py_ssize_t channels
     Padding is written only if `clear`: it is the same for all strips that begin at the same row.
     """
     cdef Py_ssize_t _c, j
-    cdef Py_ssize_t first = 0 if pair_of(x, 0) else 1
-    cdef Py_ssize_t pair = pair_of(x, first)
     for _c in range(channels):
-        if clear:
-            for j in range(x.segments):
+        for j in range(x.segments):
+            if clear:
                 zero_segment(strip, y, x, j, first_output, plane, pitch)
-        if pair:
-            copy_segment(strip, source, y, x, first, pair, first_output, plane, pitch)
-        else:
-            for j in range(x.segments):
-                copy_segment(strip, source, y, x, j, 0, first_output, plane, pitch)
+            if j != x.pair:
+                copy_segment(strip, source, y, x, j, first_output, plane, pitch)
         strip += x.segments * plane
         source += source_plane

@@ -62,6 +62,7 @@ cdef void plan_weight(WeightPass *p) noexcept nogil:
     p.dot = p.rows * 2 <= LANES or p.rows <= 2
     p.chunks = ceil_div(p.channels, CHUNK_CHANNELS)
     plan_segments(&p.x, p.x.extent, True)
+    plan_copy(&p.x)
     p.pitch = longest_segment(&p.x)
     plan_segments(&p.y, 1, True)
     p.square = p.dot and is_square(&p.y, &p.x)
