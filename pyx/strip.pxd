@@ -197,7 +197,7 @@ cdef inline void copy_segment(real *to, const real *source, const Axis *y, const
     """What the source has of one segment along x, of all rows of one channel; of a pair both if it is the first of them."""
     cdef Py_ssize_t first = x.first[segment], n = x.last[segment] - first, pair_n = 0, i, _j, k, row
     cdef real *pair_to = to
-    if segment == 1 - x.pair:
+    if x.pair >= 0:             # and segment is the other one
         pair_to += x.pair * plane + x.first[x.pair]
         pair_n = x.last[x.pair] - x.first[x.pair]
     to += segment * plane + first
