@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,6 +43,7 @@ class _Plan:
     window: Ints  # stride, padding with zeros before, dilation
     groups: int
     geometry: bytes
+    patches: bool  # the gradient of x is that of a 1x1 kernel over patches
     winograd: bool  # for the result
     winograd_x: bool  # for the gradient of x
 
@@ -285,6 +287,13 @@ def _mend(x: Any, weight: Any, bias: Any, out: Any, plan: _Plan, relu: bool) -> 
 def _grad_x(grad_out: Any, weight: Any, grad_x: Any, plan: _Plan, geometry: bytes) -> None:
     """grad_x = the direct sum."""
     kernel, threads, scratch = plan.kernels.grad_x, _dispatch.threads, _dispatch.scratch
+    if plan.patches:
+        (n, c), (kh, kw), (oh, ow) = grad_x.shape[:2], weight.shape[2:], plan.result[-2:]
+        weight, part = weight.reshape(len(weight), -1, 1, 1), np.empty((n, c * kh * kw, oh, ow), plan.dtype)
+        geometry = _pack(part.shape, weight.shape, grad_out.shape, _PLAIN, plan.groups)
+        kernel(grad_out, weight, part, geometry, threads, scratch)
+        grad_x.reshape(n, c, oh, kh, ow, kw)[...] = part.reshape(n, c, kh, kw, oh, ow).transpose(0, 1, 4, 2, 5, 3)
+        return
     if kernel(grad_out, weight, grad_x, geometry, threads, scratch) and not np.isfinite(weight).all():
         grad_x[...] = 0
         for tap, inside, outputs in _taps(plan.x, weight.shape, plan.result[-2:], plan.window):
@@ -328,9 +337,11 @@ def _new_plan(key: Any, x: Any, weight: Any, parameters: tuple[Any, ...]) -> _Pl
     winograd_x = allowed and (forced or _winograd.pays(channels, rows, padded[2:], x.dtype))
     kernels, one_dtype = _dispatch.kernels("conv", x.dtype), x.dtype == weight.dtype
     geometry = _pack(padded, weight.shape, size, window, groups)
-    plan = _Plan(
-        kernels, x.dtype, one_dtype, batched, result, padded, pads, window, groups, geometry, winograd, winograd_x
-    )
+    # Patches that tile x. Below 8x8 the phases of the kernels are faster than a transposition (race.py on Zen 5).
+    tiled = padded[2:] == tuple(m * k for m, k in zip(size, kernel, strict=True))
+    patches = tiled and window == (*kernel, 0, 0, 1, 1) and math.prod(kernel) >= 64
+    fixed = kernels, x.dtype, one_dtype, batched, result, padded, pads, window, groups
+    plan = _Plan(*fixed, geometry, patches, winograd, winograd_x)
     if key is not None:
         if len(_plans) >= 1024:
             _plans.clear()
