@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import inspect
 import math
-import struct
 from functools import lru_cache
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 
-from . import _check, _dispatch
+from . import _check, _dispatch, _runtime
+from ._windows import Axis, tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-_NO_AXIS = (1, 1, 1, 1, 0, 0, 1)  # what the kernels see of the axes that 1-D and 2-D pooling lack
+# What a kernel computes (pyx/pool.pyx).
+_MAX, _AVERAGE, _INDICES, _MAX_BACKWARD, _AVERAGE_BACKWARD, _SCATTER, _ASSIGN = range(7)
+_NO_AXIS = Axis(1, 1, 1, 1, 0, 0, 1)  # of the axes that 1-D and 2-D pooling lack
 # What stands for the axes in docstrings.
 _WORDS = [
     {"{n}": "1", "{axes}": "W", "{out}": "OW", "{1,}": "", "{int}": "int or (int,)", "{W}": "x"},
@@ -39,13 +41,19 @@ _WORDS = [
 ]  # fmt: skip
 
 
-class _Windows(NamedTuple):
-    """What the windows of a call are."""
+class _Plan(NamedTuple):
+    """What follows from the shapes, the dtype and the parameters of a call, and need not be found out again."""
 
+    run: Any  # the kernel
+    dtype: Any
     shape: Ints  # of the output
     size: Ints  # of the axes of the input
     planes: int
-    geometry: bytes  # for the kernels: size, out, window, ... of d, h, w
+    tables: bytes
+
+
+_plans: dict[Any, _Plan] = {}
+_tables = lru_cache(maxsize=256)(tables)
 
 
 def _each(function: F) -> tuple[F, F, F]:
@@ -68,145 +76,120 @@ def _each(function: F) -> tuple[F, F, F]:
     return one, two, three
 
 
-def _packed(n: int, shape: Ints, out: Ints, axes: list[Ints]) -> _Windows:
-    numbers = [number for axis in [_NO_AXIS] * (3 - n) + axes for number in axis]
-    return _Windows(shape[:-n] + out, shape[-n:], math.prod(shape[:-n]), struct.pack("21n", *numbers))
-
-
 def _plan(
-    n: int, name: str, shape: Ints, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
-) -> _Windows:
-    """Check the parameters and the shape of the input, which is called `name`."""
-    _check.spatial(name, shape, n)
+    kind: int, n: int, x: Any, grad_out: Any, shape: Ints | None, kernel: Any, stride: Any, padding: Any, dilation: Any,
+    ceil_mode: Any, include_pad: Any = True, divisor: Any = None,
+) -> _Plan:  # fmt: skip
+    """Check the arguments of a call and return its plan; without x, its shape is given. Known plans are checked."""
+    given = x if shape is None else grad_out
+    parameters = (
+        kind, n, shape or 0, kernel, kernel if stride is None else stride, padding, dilation, 1 if ceil_mode else 0,
+        1 if include_pad else 0, 0 if divisor is None else _check.integer("divisor_override", divisor, 1),
+    )  # fmt: skip
+    key = _runtime.key(_dispatch._isa, np.ndarray, given, given if grad_out is None else grad_out, parameters)
+    return _plans.get(key) or _new_plan(key, x, grad_out, shape, *parameters)
+
+
+def _new_plan(
+    key: Any, x: Any, grad_out: Any, shape: Ints | None, kind: int, n: int, _: Any, kernel: Any, stride: Any,
+    padding: Any, dilation: Any, ceil_mode: int, include_pad: int, divisor: int,
+) -> _Plan:  # fmt: skip
+    if shape is None:
+        shape = _check.array("x", x).shape
+        _check.spatial("x", shape, n)
     size = shape[-n:]
     kernel = _check.ints("kernel_size", kernel, n, 1)
-    stride = kernel if stride is None else _check.ints("stride", stride, n, 1)
+    stride = _check.ints("stride", stride, n, 1)
     dilation = _check.ints("dilation", dilation, n, 1)
     pads = _check.padding(padding, size, kernel, stride, dilation)
-    out = _check.output_size(size, kernel, stride, pads, dilation, ceil_mode)
-    axes: list[Ints] = []
+    out = _check.output_size(size, kernel, stride, pads, dilation, bool(ceil_mode))
+    axes = []
     for m, o, k, s, pair, d in zip(size, out, kernel, stride, pads, dilation, strict=True):
-        axes.append((m, o, k, s if o > 1 else 1, *pair, d))
-    return _packed(n, shape, out, axes)
+        axes.append(Axis(m, o, k, s if o > 1 else 1, pair[0], pair[1], d))
+    plan = _packed(kind, n, x, grad_out, shape, axes, bool(include_pad), divisor)
+    if key is not None and len(plan.tables) < 1 << 16:
+        if len(_plans) >= 1024:
+            _plans.clear()
+        _plans[key] = plan
+    return plan
 
 
-_known_plan = lru_cache(maxsize=1024)(_plan)
+def _packed(
+    kind: int, n: int, x: Any, grad_out: Any, shape: Ints, axes: list[Axis], include_pad: bool = True, divisor: int = 0
+) -> _Plan:
+    """Return the plan for these axes; check `grad_out`, if there is one."""
+    out = shape[:-n] + tuple([a.out for a in axes])
+    if grad_out is not None:
+        _check.array("grad_out", grad_out)
+        _check.same_dtype(grad_out=grad_out, x=x)
+        _check.same_shape("grad_out", grad_out, out)
+    dtype = (grad_out if x is None else x).dtype
+    backward = kind in (_MAX_BACKWARD, _AVERAGE_BACKWARD)
+    packed = _tables(*[_NO_AXIS] * (3 - n), *axes, dtype, backward, include_pad, divisor)
+    return _Plan(_dispatch.kernels("pool", dtype).run, dtype, out, shape[-n:], math.prod(shape[:-n]), packed)
 
 
-def _windows(
-    n: int, name: str, shape: Ints, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
-) -> _Windows:
-    """Return what `_plan` does. Only exact types may be looked up: 1 == 1.0 == True, but only the first is a stride."""
-    if type(kernel) is not int:
-        kernel = _check.ints("kernel_size", kernel, n, 1)
-    if stride is not None and type(stride) is not int:
-        stride = _check.ints("stride", stride, n, 1)
-    if type(dilation) is not int:
-        dilation = _check.ints("dilation", dilation, n, 1)
-    if type(padding) is not int and type(padding) is not str:
-        padding = _check.padding(padding, (1,) * n, (1,) * n, (1,) * n, (1,) * n)
-    return _known_plan(n, name, shape, kernel, stride, padding, dilation, bool(ceil_mode))
-
-
-def _adaptive(n: int, name: str, shape: Ints, output_size: Any) -> _Windows:
-    """Return the windows of adaptive pooling; None keeps an axis."""
-    _check.spatial(name, shape, n)
+def _adaptive(kind: int, n: int, x: Any, grad_out: Any, shape: Ints | None, output_size: Any) -> _Plan:
+    """Check the arguments of an adaptive pooling and return its plan; None keeps an axis."""
+    if shape is None:
+        shape = _check.array("x", x).shape
+        _check.spatial("x", shape, n)
     sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size,) * n
     if len(sizes) != n:
         raise ValueError(f"output_size must be an integer, None or {n} of them, got {output_size!r}")
-    pairs = zip(shape[-n:], sizes, strict=True)
-    return _adaptive_plan(n, shape, tuple([m if o is None else _check.integer("output_size", o, 1) for m, o in pairs]))
+    axes = []
+    for m, size in zip(shape[-n:], sizes, strict=True):
+        o = m if size is None else _check.integer("output_size", size, 1)
+        window, stride = (m // o, m // o) if m % o == 0 else (0, 1)
+        axes.append(Axis(m, o, window, stride if o > 1 else 1, 0, 0, 1))
+    return _packed(kind, n, x, grad_out, shape, axes)
 
 
-@lru_cache(maxsize=256)
-def _adaptive_plan(n: int, shape: Ints, out: Ints) -> _Windows:
-    """Regular windows where `out` divides all sizes, otherwise window 0: the kernels know the rule."""
-    pairs = list(zip(shape[-n:], out, strict=True))
-    regular = all(m % o == 0 for m, o in pairs)
-    axes: list[Ints] = [(m, o, m // o if regular else 0, m // o if regular else 1, 0, 0, 1) for m, o in pairs]
-    return _packed(n, shape, out, axes)
-
-
-def _global(axes: Any, name: str, shape: Ints) -> _Windows:
-    """Return one window over all axes, by default those after N and C."""
-    n = len(shape) - 2 if axes is None else _axes(axes)
+def _axes(axes: Any, shape: Ints) -> int:
+    """Return how many axes global pooling is over, by default all after N and C."""
+    n = len(shape) - 2 if axes is None else _check.integer("axes", axes, 1, 3)
     if not 1 <= n <= 3:
-        raise ValueError(f"{name} must have 3 to 5 axes (N, C and one to three more), got shape {shape}")
-    return _adaptive(n, name, shape, 1)
-
-
-def _axes(n: Any) -> int:
-    return _check.integer("axes", n, 1, 3)
+        raise ValueError(f"x must have 3 to 5 axes (N, C and one to three more), got shape {shape}")
+    return n
 
 
 def _flat(a: Any) -> Any:
     """Return a one-dimensional view, or copy where the kernels need one."""
-    return _check.contiguous(a if type(a) is np.ndarray else a.view(np.ndarray)).ravel()
+    if type(a) is np.ndarray and a.flags.carray:
+        return a.reshape(-1)
+    return _check.contiguous(a if type(a) is np.ndarray else a.view(np.ndarray)).reshape(-1)
 
 
-def _max_forward(x: Any, windows: _Windows, return_indices: bool, out: Any) -> Any:
-    shape, _, planes, geometry = windows
-    dtype = x.dtype
-    result = _check.output("out", out, shape, dtype, x)
-    indices = np.empty(shape, np.int64) if return_indices else None
+def _forward(kind: int, x: Any, plan: _Plan, out: Any) -> Any:
+    """Return the maxima (and their indices) or averages."""
+    run, dtype, shape, _, planes, packed = plan
+    result = np.empty(shape, dtype) if out is None else _check.output("out", out, shape, dtype, x)
+    indices = np.empty(shape, np.int64) if kind == _INDICES else None
     if result.size:
         buffer = result if out is None or result.flags.c_contiguous else np.empty(shape, dtype)
-        _dispatch.kernels("pool", dtype).max_forward(
-            _flat(x), _flat(buffer), None if indices is None else indices.ravel(), geometry, planes,
-            _dispatch.threads(), _dispatch.scratch,
-        )  # fmt: skip
+        given = None if indices is None else indices.reshape(-1)
+        run(kind, _flat(x), None, None, given, _flat(buffer), packed, planes, _dispatch.threads, _dispatch.scratch)
         if buffer is not result:
             result[...] = buffer
     return result if indices is None else (result, indices)
 
 
-def _max_gradient(grad_out: Any, x: Any, windows: _Windows, indices: Any) -> Any:
-    shape, size, planes, geometry = windows
-    _check.array("grad_out", grad_out)
-    _check.same_dtype(grad_out=grad_out, x=x)
-    _check.same_shape("grad_out", grad_out, shape)
+def _backward(kind: int, grad_out: Any, x: Any, shape: Ints, plan: _Plan, indices: Any = None) -> Any:
+    """Return the gradient of x, from x, or the indices of its maxima, or neither."""
+    run, dtype, _, size, planes, packed = plan
+    grad_x = np.empty(shape, dtype)
     if indices is not None:
-        _check.indices("indices", indices, shape)
-    grad_x = np.empty(x.shape, x.dtype)
-    if grad_x.size:
-        kernels, rest = _dispatch.kernels("pool", x.dtype), (_dispatch.threads(), _dispatch.scratch)
-        if indices is None:
-            kernels.max_backward(_flat(grad_out), _flat(x), grad_x.ravel(), geometry, planes, *rest)
-        elif not kernels.scatter(_flat(grad_out), _flat(indices), grad_x.ravel(), geometry, planes, False, *rest):
-            _check.refuse_indices("indices", indices, size)
+        _check.indices("indices", indices, plan.shape)
+        kind, x, indices = _SCATTER, None, _flat(indices)
+    if grad_x.size and run(
+        kind, None if x is None else _flat(x), _flat(grad_out), indices, None, grad_x.reshape(-1), packed, planes,
+        _dispatch.threads, _dispatch.scratch,
+    ):  # fmt: skip
+        _check.refuse_indices("indices", indices, size)
     return grad_x
 
 
-def _avg_forward(x: Any, windows: _Windows, count_include_pad: Any, divisor: Any, out: Any) -> Any:
-    shape, _, planes, geometry = windows
-    number = 0 if divisor is None else _check.integer("divisor_override", divisor, 1)
-    dtype = x.dtype
-    result = _check.output("out", out, shape, dtype, x)
-    if result.size:
-        buffer = result if out is None or result.flags.c_contiguous else np.empty(shape, dtype)
-        _dispatch.kernels("pool", dtype).average_forward(
-            _flat(x), _flat(buffer), geometry, planes, bool(count_include_pad), number,
-            _dispatch.threads(), _dispatch.scratch,
-        )  # fmt: skip
-        if buffer is not result:
-            result[...] = buffer
-    return result
-
-
-def _avg_gradient(grad_out: Any, shape: Ints, windows: _Windows, count_include_pad: Any, divisor: Any) -> Any:
-    out_shape, _, planes, geometry = windows
-    number = 0 if divisor is None else _check.integer("divisor_override", divisor, 1)
-    _check.same_shape("grad_out", grad_out, out_shape)
-    grad_x = np.empty(shape, grad_out.dtype)
-    if grad_x.size:
-        _dispatch.kernels("pool", grad_out.dtype).average_backward(
-            _flat(grad_out), grad_x.ravel(), geometry, planes, bool(count_include_pad), number,
-            _dispatch.threads(), _dispatch.scratch,
-        )  # fmt: skip
-    return grad_x
-
-
-def _exponents(a: Any, p: float, windows: _Windows) -> Iterator[tuple[int, Any]]:
+def _exponents(a: Any, p: float, plan: _Plan) -> Iterator[tuple[int, Any]]:
     """Yield an exponent e and where it applies (None: everywhere): there (a / 2^e)^p and its sums stay in range.
 
     Usually e = 0 is good for all. Elsewhere the windows are sorted by the exponent of their maximum; what is so much
@@ -214,23 +197,23 @@ def _exponents(a: Any, p: float, windows: _Windows) -> Iterator[tuple[int, Any]]
     """
     info = np.finfo(a.dtype)
     step = int((-info.minexp - info.nmant) / p)  # 2^-step and half of it have powers that are exact
-    high = int((info.maxexp - 1 - math.log2(math.prod(windows.size))) / p)
+    high = int((info.maxexp - 1 - math.log2(math.prod(plan.size))) / p)
     low, high = np.ldexp(a.dtype.type(1), [-step, high])
     if np.all((a == 0) | (a >= low) & (a <= high)):
         yield 0, None
         return
-    largest = _max_forward(a, windows, False, None)
+    largest = _forward(_MAX, a, plan, None)
     classes = np.ceil(np.frexp(largest)[1] / step).astype(int)
     classes[~(np.isfinite(largest) & (largest > 0))] = 0
     for c in np.unique(classes):
         yield int(c) * step, classes == c
 
 
-def _norms(a: Any, p: float, windows: _Windows) -> Any:
+def _norms(a: Any, p: float, plan: _Plan) -> Any:
     """(sum of a^p over each window)^(1/p), for a >= 0."""
     if p != 1:
         a = a * a if p == 2 else a**p
-    sums = _avg_forward(a, windows, True, 1, None)
+    sums = _forward(_AVERAGE, a, plan, None)
     return sums if p == 1 else np.sqrt(sums) if p == 2 else sums ** (1 / p)
 
 
@@ -316,9 +299,9 @@ def _max_pool(
     >>> cyconv.max_pool{n}d(x, ({1,}2), return_indices=True)[1].ravel()
     array([1, 3, 4])
     """
-    _check.array("x", x)
-    windows = _windows(_n, "x", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
-    return _max_forward(x, windows, return_indices, out)
+    kind = _INDICES if return_indices else _MAX
+    plan = _plan(kind, _n, x, None, None, kernel_size, stride, padding, dilation, ceil_mode)
+    return _forward(kind, x, plan, out)
 
 
 def _max_pool_backward(
@@ -360,9 +343,9 @@ def _max_pool_backward(
     >>> cyconv.max_pool{n}d_backward(np.ones((1, {1,}1)), x, ({1,}4)).ravel()
     array([0., 1., 0., 0.])
     """
-    _check.array("x", x)
-    windows = _windows(_n, "x", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
-    result: Array = _max_gradient(grad_out, x, windows, indices)
+    _check.array("grad_out", grad_out)
+    plan = _plan(_MAX_BACKWARD, _n, x, grad_out, None, kernel_size, stride, padding, dilation, ceil_mode)
+    result: Array = _backward(_MAX_BACKWARD, grad_out, x, x.shape, plan, indices)
     return result
 
 
@@ -408,9 +391,9 @@ def _avg_pool(
     >>> cyconv.avg_pool{n}d(np.arange(4.0).reshape(1, {1,}4), ({1,}2), stride=1).ravel()
     array([0.5, 1.5, 2.5])
     """
-    _check.array("x", x)
-    windows = _windows(_n, "x", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
-    result: Array = _avg_forward(x, windows, count_include_pad, divisor_override, out)
+    average = count_include_pad, divisor_override
+    plan = _plan(_AVERAGE, _n, x, None, None, kernel_size, stride, padding, dilation, ceil_mode, *average)
+    result: Array = _forward(_AVERAGE, x, plan, out)
     return result
 
 
@@ -455,8 +438,9 @@ def _avg_pool_backward(
     """
     _check.array("grad_out", grad_out)
     shape = _check.shape("input_shape", input_shape, _n)
-    windows = _windows(_n, "input_shape", shape, kernel_size, stride, padding, dilation, ceil_mode)
-    result: Array = _avg_gradient(grad_out, shape, windows, count_include_pad, divisor_override)
+    windows = kernel_size, stride, padding, dilation, ceil_mode
+    plan = _plan(_AVERAGE_BACKWARD, _n, None, grad_out, shape, *windows, count_include_pad, divisor_override)
+    result: Array = _backward(_AVERAGE_BACKWARD, grad_out, None, shape, plan)
     return result
 
 
@@ -504,15 +488,14 @@ def _lp_pool(
     >>> cyconv.lp_pool{n}d(np.array([3.0, -4.0]).reshape(1, {1,}2), 2, ({1,}2)).ravel()
     array([5.])
     """
-    _check.array("x", x)
     p = _order(p)
-    windows = _windows(_n, "x", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
-    result: Array = _check.output("out", out, windows.shape, x.dtype, x)
+    plan = _plan(_AVERAGE, _n, x, None, None, kernel_size, stride, padding, dilation, ceil_mode, True, 1)
+    result: Array = _check.output("out", out, plan.shape, x.dtype, x)
     if result.size:
         with np.errstate(all="ignore"):
             a = np.abs(np.asarray(x))
-            for e, where in _exponents(a, p, windows):
-                norms = _norms(np.ldexp(a, -e) if e else a, p, windows)
+            for e, where in _exponents(a, p, plan):
+                norms = _norms(np.ldexp(a, -e) if e else a, p, plan)
                 np.copyto(result, np.ldexp(norms, e) if e else norms, where=True if where is None else where)
     return result
 
@@ -555,23 +538,24 @@ def _lp_pool_backward(
     >>> cyconv.lp_pool{n}d_backward(np.ones((1, {1,}1)), x, 2, ({1,}2)).ravel()
     array([ 0.6, -0.8])
     """
-    _check.array("x", x)
-    _check.array("grad_out", grad_out)
-    _check.same_dtype(grad_out=grad_out, x=x)
     p = _order(p)
-    windows = _windows(_n, "x", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
-    _check.same_shape("grad_out", grad_out, windows.shape)
+    _check.array("grad_out", grad_out)
+    windows = kernel_size, stride, padding, dilation, ceil_mode, True, 1
+    plan = _plan(_AVERAGE, _n, x, None, None, *windows)
+    _check.same_dtype(grad_out=grad_out, x=x)
+    _check.same_shape("grad_out", grad_out, plan.shape)
+    back = _plan(_AVERAGE_BACKWARD, _n, x, grad_out, None, *windows)
     result: Any = np.zeros(x.shape, x.dtype)
     if result.size:
         with np.errstate(all="ignore"):
             a = np.abs(np.asarray(x))
-            for e, where in _exponents(a, p, windows):
+            for e, where in _exponents(a, p, plan):
                 scaled = np.ldexp(a, -e) if e else a
-                norms = _norms(scaled, p, windows)
+                norms = _norms(scaled, p, plan)
                 shares = np.where(norms == 0, 0, grad_out * norms ** (1 - p))
                 if where is not None:
                     shares = np.where(where, shares, 0)
-                part = _avg_gradient(shares, x.shape, windows, True, 1) * scaled ** (p - 1)
+                part = _backward(_AVERAGE_BACKWARD, shares, None, x.shape, back) * scaled ** (p - 1)
                 result += part if where is None else np.where(part == part, part, 0)
             result *= np.sign(x)
     return result  # type: ignore[no-any-return]
@@ -615,8 +599,8 @@ def _adaptive_max_pool(
     >>> cyconv.adaptive_max_pool{n}d(x, ({1,}2)).ravel()
     array([3., 5.])
     """
-    _check.array("x", x)
-    return _max_forward(x, _adaptive(_n, "x", x.shape, output_size), return_indices, out)
+    kind = _INDICES if return_indices else _MAX
+    return _forward(kind, x, _adaptive(kind, _n, x, None, None, output_size), out)
 
 
 def _adaptive_max_pool_backward(grad_out: Array, x: Array, *, indices: Indices | None = None, _n: int = 2) -> Array:
@@ -647,10 +631,10 @@ def _adaptive_max_pool_backward(grad_out: Array, x: Array, *, indices: Indices |
     >>> cyconv.adaptive_max_pool{n}d_backward(np.ones((1, {1,}2)), x).ravel()
     array([0., 1., 0., 1., 0.])
     """
-    _check.array("x", x)
     _check.array("grad_out", grad_out)
     _check.spatial("grad_out", grad_out.shape, _n)
-    result: Array = _max_gradient(grad_out, x, _adaptive(_n, "x", x.shape, grad_out.shape[-_n:]), indices)
+    plan = _adaptive(_MAX_BACKWARD, _n, x, grad_out, None, grad_out.shape[-_n:])
+    result: Array = _backward(_MAX_BACKWARD, grad_out, x, x.shape, plan, indices)
     return result
 
 
@@ -681,8 +665,7 @@ def _adaptive_avg_pool(
     >>> cyconv.adaptive_avg_pool{n}d(np.arange(5.0).reshape(1, {1,}5), ({1,}2)).ravel()
     array([1., 3.])
     """
-    _check.array("x", x)
-    result: Array = _avg_forward(x, _adaptive(_n, "x", x.shape, output_size), True, None, out)
+    result: Array = _forward(_AVERAGE, x, _adaptive(_AVERAGE, _n, x, None, None, output_size), out)
     return result
 
 
@@ -714,8 +697,8 @@ def _adaptive_avg_pool_backward(grad_out: Array, input_shape: Sequence[int], *, 
     _check.array("grad_out", grad_out)
     _check.spatial("grad_out", grad_out.shape, _n)
     shape = _check.shape("input_shape", input_shape, _n)
-    windows = _adaptive(_n, "input_shape", shape, grad_out.shape[-_n:])
-    result: Array = _avg_gradient(grad_out, shape, windows, True, None)
+    plan = _adaptive(_AVERAGE_BACKWARD, _n, None, grad_out, shape, grad_out.shape[-_n:])
+    result: Array = _backward(_AVERAGE_BACKWARD, grad_out, None, shape, plan)
     return result
 
 
@@ -785,22 +768,10 @@ def _max_unpool(
         raise ValueError(f"the output would be empty: size {sizes}")
     result: Array = np.empty(x.shape[:-_n] + sizes, x.dtype)
     if result.size:
-        windows = _packed(
-            1,
-            (math.prod(x.shape[:-_n]), math.prod(sizes)),
-            (math.prod(size),),
-            [(math.prod(sizes), math.prod(size), 0, 1, 0, 0, 1)],
-        )
-        if not _dispatch.kernels("pool", x.dtype).scatter(
-            _flat(x),
-            _flat(indices),
-            result.ravel(),
-            windows.geometry,
-            windows.planes,
-            True,
-            _dispatch.threads(),
-            _dispatch.scratch,
-        ):
+        flat = Axis(math.prod(sizes), math.prod(size), 0, 1, 0, 0, 1)
+        run, _, _, _, planes, packed = _packed(_ASSIGN, 1, x, None, (*x.shape[:-_n], flat.size), [flat])
+        rest = result.reshape(-1), packed, planes, _dispatch.threads, _dispatch.scratch
+        if run(_ASSIGN, None, _flat(x), _flat(indices), None, *rest):
             _check.refuse_indices("indices", indices, sizes)
     return result
 
@@ -875,8 +846,8 @@ def global_avg_pool(x: Array, *, axes: int | None = None, out: Array | None = No
     <BLANKLINE>
             [[5.5]]]])
     """
-    _check.array("x", x)
-    result: Array = _avg_forward(x, _global(axes, "x", x.shape), True, None, out)
+    n = _axes(axes, _check.array("x", x).shape)
+    result: Array = _forward(_AVERAGE, x, _adaptive(_AVERAGE, n, x, None, None, 1), out)
     return result
 
 
@@ -908,8 +879,10 @@ def global_avg_pool_backward(grad_out: Array, input_shape: Sequence[int], *, axe
     array([0.25, 0.25, 0.25, 0.25])
     """
     _check.array("grad_out", grad_out)
-    shape = _check.shape("input_shape", input_shape, max(grad_out.ndim - 2, 1) if axes is None else _axes(axes))
-    result: Array = _avg_gradient(grad_out, shape, _global(axes, "input_shape", shape), True, None)
+    n = _axes(axes, grad_out.shape)
+    shape = _check.shape("input_shape", input_shape, n)
+    plan = _adaptive(_AVERAGE_BACKWARD, n, None, grad_out, shape, 1)
+    result: Array = _backward(_AVERAGE_BACKWARD, grad_out, None, shape, plan)
     return result
 
 
@@ -943,8 +916,8 @@ def global_max_pool(
     >>> cyconv.global_max_pool(np.arange(8.0).reshape(1, 2, 2, 2)).ravel()
     array([3., 7.])
     """
-    _check.array("x", x)
-    return _max_forward(x, _global(axes, "x", x.shape), return_indices, out)
+    n, kind = _axes(axes, _check.array("x", x).shape), _INDICES if return_indices else _MAX
+    return _forward(kind, x, _adaptive(kind, n, x, None, None, 1), out)
 
 
 def global_max_pool_backward(
@@ -976,8 +949,9 @@ def global_max_pool_backward(
     >>> cyconv.global_max_pool_backward(np.ones((1, 1, 1, 1)), np.arange(4.0).reshape(1, 1, 2, 2)).ravel()
     array([0., 0., 0., 1.])
     """
-    _check.array("x", x)
-    result: Array = _max_gradient(grad_out, x, _global(axes, "x", x.shape), indices)
+    n = _axes(axes, _check.array("x", x).shape)
+    plan = _adaptive(_MAX_BACKWARD, n, x, grad_out, None, 1)
+    result: Array = _backward(_MAX_BACKWARD, grad_out, x, x.shape, plan, indices)
     return result
 
 

@@ -1,7 +1,8 @@
-# Rows of the input to lines. The work of a row is done by functions with the usual numbers of rows and phases as constants.
+# Rows of the input to lines. The numbers of rows and phases are constants where they are usual.
 
 cdef enum:
     AHEAD = 1 << 13     # bytes that are prefetched ahead of the columns read: benchmarks/pool.py, AMD Zen 5
+    RESTART = 16        # terms after which sums restart
 
 
 # What is computed of the taps. MAX is exact; FAST takes no notice of a NaN but tells that there was one.
@@ -16,18 +17,12 @@ cdef inline real identity(int op) noexcept nogil:
 
 
 cdef inline vec combine(int op, vec a, vec b) noexcept nogil:
-    if op == SUM:
-        return a + b
-    if op == FAST:
-        return larger(a, b)
-    return vmax(a, b)
+    return a + b if op == SUM else larger(a, b) if op == FAST else vmax(a, b)
 
 
 cdef inline vec fetch(const real *x, Py_ssize_t left, real rest) noexcept nogil:
     """LANES elements, `rest` for those after the first `left`."""
-    if left >= LANES:
-        return load(x)
-    return load_first(x, <int>max(left, 0), splat(rest))
+    return load(x) if left >= LANES else load_first(x, <int>max(left, 0), splat(rest))
 
 
 cdef inline vec at(const real *line, Py_ssize_t n) noexcept nogil:
@@ -53,143 +48,6 @@ cdef struct Rows:
     Py_ssize_t advance
 
 
-cdef inline vec column(int op, int n, const Rows *r, const real *x, Py_ssize_t left, mask *nan) noexcept nogil:
-    """Combine LANES columns of the rows, n of them if that is not 0. Sums of many rows restart every 16."""
-    cdef Py_ssize_t z, y, k
-    cdef vec v, part, acc = fetch(x, left, identity(op))
-    if left >= LANES:
-        prefetch(x + AHEAD // <Py_ssize_t>sizeof(real))
-    if n:
-        if op == FAST and n != 2:
-            nan[0] = either(nan[0], is_nan(acc))
-        for y in range(1, n):
-            v = fetch(x + y * r.step_y, left, identity(op))
-            if left >= LANES:
-                prefetch(x + y * r.step_y + AHEAD // <Py_ssize_t>sizeof(real))
-            if op == FAST:
-                nan[0] = either(nan[0], either_nan(acc, v) if n == 2 else is_nan(v))
-            acc = combine(op, acc, v)
-        return acc
-    if op == FAST:
-        nan[0] = either(nan[0], is_nan(acc))
-    for z in range(r.nz):
-        if op == SUM and r.ny > 16:
-            if z == 0:
-                acc = splat(0)
-            for k in range(0, r.ny, 16):
-                part = splat(0)
-                for y in range(k, min(k + 16, r.ny)):
-                    part = part + fetch(x + z * r.step_z + y * r.step_y, left, 0)
-                acc = acc + part
-        else:
-            for y in range(z == 0, r.ny):
-                v = fetch(x + z * r.step_z + y * r.step_y, left, identity(op))
-                if op == FAST:
-                    nan[0] = either(nan[0], is_nan(v))
-                acc = combine(op, acc, v)
-    return acc
-
-
-cdef inline void split(int s, vec *v) noexcept nogil:
-    """s <= 3 vectors of consecutive elements to their phases."""
-    cdef vec a = v[0]
-    if s == 2:
-        v[0] = even(a, v[1])
-        v[1] = odd(a, v[1])
-    elif s == 3:
-        split3(v)
-
-
-cdef inline void join(int s, vec *v) noexcept nogil:
-    """The inverse of split."""
-    cdef vec a = v[0]
-    if s == 2:
-        v[0] = zip_low(a, v[1])
-        v[1] = zip_high(a, v[1])
-    elif s == 3:
-        join3(v)
-
-
-cdef inline void columns(int op, int n, int s, const Rows *r, const real *x, Py_ssize_t left, vec *v, mask *nan) noexcept nogil:
-    """LANES places of s phases."""
-    v[0] = column(op, n, r, x, left, nan)
-    if s > 1:
-        v[1] = column(op, n, r, x + LANES, left - LANES, nan)
-    if s > 2:
-        v[2] = column(op, n, r, x + 2 * LANES, left - 2 * LANES, nan)
-    split(s, v)
-
-
-cdef inline bint fill_lines(int op, int n, int s, const Pool *p, const Rows *rows, real *lines, real *flat) noexcept nogil:
-    """Combine rows of the input into lines whose padding holds the identity. Many phases (s = 0) are split one by one;
-    without phases the line is `flat`. Returns whether FAST has seen a NaN."""
-    cdef Py_ssize_t i, j, t, S = s if s else 1, pitch = p.pitch, line = p.line, advance = rows.advance
-    cdef Py_ssize_t full = p.w.size // (S * LANES), left = p.w.size - full * S * LANES
-    cdef Rows r = rows[0]       # a copy that no store can change
-    cdef const real *x
-    cdef real *to = lines + p.base if s else flat
-    cdef vec v[3]
-    cdef mask nan = is_nan(splat(0))
-    for i in range(r.count):
-        x = r.x
-        for j in range(full):
-            columns(op, n, s, &r, x, S * LANES, v, &nan)
-            for t in range(S):
-                store(to + t * pitch + j * LANES, v[t])
-            x += S * LANES
-        if left:
-            columns(op, n, s, &r, x, left, v, &nan)
-            for t in range(S):
-                store(to + t * pitch + full * LANES, v[t])
-        if s:
-            to += line
-        elif p.phases:
-            split_flat(p, flat, lines + i * line + p.base)
-        r.x += advance
-    return any(nan)
-
-
-cdef void split_flat(const Pool *p, const real *flat, real *line) noexcept nogil:
-    """Elements one by one to their phases."""
-    cdef Py_ssize_t j, t = 0, m = 0
-    for j in range(p.w.size):
-        line[t * p.pitch + m] = flat[j]
-        t += 1
-        if t == p.phases:
-            t = 0
-            m += 1
-
-
-cdef inline bint fill_rows(int op, int n, const Pool *p, const Rows *r, real *lines, real *flat) noexcept nogil:
-    if p.phases == 1:
-        return fill_lines(op, n, 1, p, r, lines, flat)
-    if p.phases == 2:
-        return fill_lines(op, n, 2, p, r, lines, flat)
-    if p.phases == 3:
-        return fill_lines(op, n, 3, p, r, lines, flat)
-    return fill_lines(op, n, 0, p, r, lines, flat)
-
-
-cdef bint fill(int op, const Pool *p, const Rows *r, real *lines, real *flat) noexcept nogil:
-    """fill_lines with the usual numbers of rows as constants."""
-    cdef Py_ssize_t i
-    if r.nz * r.ny == 0:
-        for i in range(r.count * p.line):
-            lines[i] = identity(op)
-        for i in range(p.w.size):
-            flat[i] = identity(op)
-        return False
-    if op == MAX:
-        return fill_lines(MAX, 0, 0, p, r, lines, flat)
-    if r.nz == 1 and r.ny == 1 and op == FAST:
-        return fill_rows(FAST, 1, p, r, lines, flat)
-    if r.nz == 1 and r.ny == 2:
-        return fill_rows(FAST, 2, p, r, lines, flat) if op == FAST else fill_rows(SUM, 2, p, r, lines, flat)
-    if r.nz == 1 and r.ny == 3:
-        return fill_rows(FAST, 3, p, r, lines, flat) if op == FAST else fill_rows(SUM, 3, p, r, lines, flat)
-    return fill_rows(FAST, 0, p, r, lines, flat) if op == FAST else fill_rows(SUM, 0, p, r, lines, flat)
-
-
 cdef inline Py_ssize_t next_rows(const Pool *p, const real *x, Py_ssize_t row, Py_ssize_t last, Rows *r) noexcept nogil:
     """The rows of the input under row `row` of windows, counted over all planes, and under those after it that are alike,
     up to `last`. Returns how many these are."""
@@ -201,11 +59,109 @@ cdef inline Py_ssize_t next_rows(const Pool *p, const real *x, Py_ssize_t row, P
     r.ny = y.taps
     r.step_y = p.h.dilation * p.w.size
     r.advance = p.h.stride * p.w.size
-    r.count = 1
-    if y.taps == p.h.window:
-        if p.seamless:
-            r.count = last - row
-        else:
-            while row + r.count < last and oy + r.count < p.h.out and p.span_h[oy + r.count].taps == p.h.window:
-                r.count += 1
+    r.count = last - row if p.seamless else 1
+    while y.taps == p.h.window and row + r.count < last and oy + r.count < p.h.out and \
+            p.span_h[oy + r.count].taps == p.h.window:
+        r.count += 1
     return r.count
+
+
+cdef inline vec column(int op, int n, const Rows *r, const real *x, Py_ssize_t left, mask *nan) noexcept nogil:
+    """Combine LANES columns of the rows, n of them if that is not 0."""
+    cdef Py_ssize_t z, y, terms = 0
+    cdef vec v, part, acc = fetch(x, left, identity(op))
+    if left >= LANES:
+        prefetch(x + AHEAD // <Py_ssize_t>sizeof(real))
+    if op == FAST:
+        nan[0] = either(nan[0], is_nan(acc))
+    for y in range(1, n):
+        v = fetch(x + y * r.step_y, left, identity(op))
+        if left >= LANES:
+            prefetch(x + y * r.step_y + AHEAD // <Py_ssize_t>sizeof(real))
+        if op == FAST:
+            nan[0] = either(nan[0], is_nan(v))
+        acc = combine(op, acc, v)
+    if n:
+        return acc
+    part = splat(identity(op))
+    for z in range(r.nz):
+        for y in range(z == 0, r.ny):
+            v = fetch(x + z * r.step_z + y * r.step_y, left, identity(op))
+            if op == FAST:
+                nan[0] = either(nan[0], is_nan(v))
+            part = combine(op, part, v)
+            terms += 1
+            if op == SUM and terms == RESTART:
+                acc = acc + part
+                part = splat(0)
+                terms = 0
+    return combine(op, acc, part)
+
+
+cdef inline void join(int phases, vec *v) noexcept nogil:
+    """At most 3 vectors of phases to consecutive elements."""
+    cdef vec a = v[0]
+    if phases == 2:
+        v[0] = zip_low(a, v[1])
+        v[1] = zip_high(a, v[1])
+    elif phases == 3:
+        join3(v)
+
+
+cdef inline void columns(int op, int n, int phases, const Rows *r, const real *x, Py_ssize_t left, vec *v, mask *nan) noexcept nogil:
+    """The inverse of join, of LANES places of phases after `column`."""
+    cdef vec a = column(op, n, r, x, left, nan)
+    v[0] = a
+    if phases > 1:
+        v[1] = column(op, n, r, x + LANES, left - LANES, nan)
+    if phases == 2:
+        v[0] = even(a, v[1])
+        v[1] = odd(a, v[1])
+    if phases == 3:
+        v[2] = column(op, n, r, x + 2 * LANES, left - 2 * LANES, nan)
+        split3(v)
+
+
+cdef inline bint fill_lines(int op, int n, int phases, const Pool *p, const Rows *rows, real *lines, real *flat) noexcept nogil:
+    """Combine rows of the input into lines whose padding holds the identity. Many phases (0) are split one by one; without
+    phases the line is `flat`. Returns whether FAST has seen a NaN."""
+    cdef Py_ssize_t i, j, t = 0, m = 0, S = phases if phases else 1, pitch = p.pitch, line = p.line
+    cdef Py_ssize_t full = p.w.size // (S * LANES), left = p.w.size - full * S * LANES
+    cdef Rows r = rows[0]       # a copy that no store can change
+    cdef real *to = lines + p.base if phases else flat
+    cdef vec v[3]
+    cdef mask nan = is_nan(splat(0))
+    for i in range(r.count):
+        for j in range(full):
+            columns(op, n, phases, &r, r.x + j * S * LANES, S * LANES, v, &nan)
+            for t in range(S):
+                store(to + t * pitch + j * LANES, v[t])
+        if left:
+            columns(op, n, phases, &r, r.x + full * S * LANES, left, v, &nan)
+            for t in range(S):
+                store(to + t * pitch + full * LANES, v[t])
+        if phases:
+            to += line
+        else:
+            t = m = 0
+            for j in range(p.w.size if p.phases else 0):
+                lines[i * line + p.base + t * pitch + m] = flat[j]
+                t += 1
+                if t == p.phases:
+                    t = 0
+                    m += 1
+        r.x += r.advance
+    return any(nan)
+
+
+cdef bint fill_exactly(const Pool *p, const Rows *r, real *lines, real *flat) noexcept nogil:
+    return fill_lines(MAX, 0, 0, p, r, lines, flat)
+
+
+cdef inline bint fill(int op, int phases, const Pool *p, const Rows *r, real *lines, real *flat) noexcept nogil:
+    """fill_lines with the usual numbers of rows as constants."""
+    if r.nz == 1 and r.ny == 2:
+        return fill_lines(op, 2, phases, p, r, lines, flat)
+    if r.nz == 1 and r.ny == 3:
+        return fill_lines(op, 3, phases, p, r, lines, flat)
+    return fill_lines(op, 0, phases, p, r, lines, flat)
