@@ -91,7 +91,8 @@ cdef bint search_exactly(const Pool *p, const Scratch *s, const Rows *r, real *v
     return search_rows(True, 0, 0, p, s.lines, p.line, r.count, values, taps)
 
 
-cdef inline bint search_group(bint exact, int phases, const Pool *p, const Scratch *s, const Rows *r, real *values, real *taps) noexcept nogil:
+cdef inline bint search_group(bint exact, int phases, const Pool *p, const Scratch *s, const Rows *r, real *values,
+                              real *taps) noexcept nogil:
     """Search r.count rows along w. Returns whether there was a NaN."""
     if exact:
         return search_exactly(p, s, r, values, taps)
