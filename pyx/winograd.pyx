@@ -34,7 +34,6 @@ cdef enum:
 
 cdef struct Winograd:
     const real *x
-    const real *x_end
     const real *weight
     const real *bias            # or NULL
     real *out
@@ -262,7 +261,6 @@ def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, bint ro
     cdef char *bad
     cdef real *memory
     p.x = &x[0, 0, 0, 0]
-    p.x_end = p.x + <Py_ssize_t>x.size
     p.weight = &weight[0, 0, 0, 0]
     p.bias = &bias[0] if bias is not None else NULL
     p.out = &out[0, 0, 0, 0]
