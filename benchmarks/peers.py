@@ -69,9 +69,8 @@ def _torch(case, kind, x, weight, grad_out):
 
 
 def _onnxruntime(case, threads, x, weight):
-    """A model of one node whose weight is constant: packed when it is loaded."""
-    helper, number = onnx.helper, onnx.TensorProto.FLOAT
-    node = helper.make_node(
+    """A model of one node."""
+    node = onnx.helper.make_node(
         "Conv",
         ["x", "weight"],
         ["out"],
@@ -80,15 +79,20 @@ def _onnxruntime(case, threads, x, weight):
         dilations=[case.dilation] * 2,
         group=case.groups,
     )
-    ends = (helper.make_tensor_value_info(*end) for end in (("x", number, case.x), ("out", number, case.out)))
-    graph = helper.make_graph(
-        [node], "conv", *([end] for end in ends), [onnx.numpy_helper.from_array(weight, "weight")]
-    )
+    return onnx_model([node], {"weight": weight}, x, case.out, threads)
+
+
+def onnx_model(nodes, constants, x, shape, threads):
+    """Contender: ONNX Runtime with nodes from "x" to "out"; it packs constants (by name) when the model is loaded."""
+    helper, number = onnx.helper, onnx.TensorProto.FLOAT
+    ends = (helper.make_tensor_value_info(*end) for end in (("x", number, x.shape), ("out", number, shape)))
+    constants = [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "model", *([end] for end in ends), constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    binding, out = session.io_binding(), np.empty(case.out, x.dtype)
+    binding, out = session.io_binding(), np.empty(shape, x.dtype)
     binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(x))
     binding.bind_ortvalue_output("out", onnxruntime.OrtValue.ortvalue_from_numpy(out))
 
@@ -108,9 +112,14 @@ def _openvino(case, threads, x, weight):
     else:
         grouped = weight.reshape(case.groups, -1, *weight.shape[1:])
         out = ops.group_convolution(image, ops.constant(grouped), *rest)
+    return openvino_model(image, out, x, case.out, threads)
+
+
+def openvino_model(image, out, x, shape, threads):
+    """Contender: OpenVINO with what computes `out` from the parameter `image`."""
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     request = openvino.Core().compile_model(openvino.Model([out], [image]), "CPU", options).create_infer_request()
-    result = np.empty(case.out, np.float32)
+    result = np.empty(shape, np.float32)
     request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
     request.set_output_tensor(openvino.Tensor(result, shared_memory=True))
 
