@@ -202,8 +202,9 @@ cdef void add_unit(const WeightPass *p, Tile *t, real *sums, const real *strip, 
         v += n
 
 
-cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, bint clear, real *sums, real *strip, real *panels) noexcept nogil:
-    """`clear` for the first task of a thread: the strips' padding is the same for all."""
+cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, bint first, real *sums, real *strip, real *panels) noexcept nogil:
+    """`first` of a thread: later ones find the strips' padding and, of the same split in one unit, the panels."""
+    cdef bint clear = first
     cdef Py_ssize_t chunk = task % p.chunks
     cdef Py_ssize_t group = task // p.chunks % p.groups
     cdef Py_ssize_t split = task // p.chunks // p.groups
@@ -239,7 +240,8 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, bint clear, real
                 memset(sums, 0, p.rows * channels * taps * sizeof(real))
             add_dots(p, sums, strip, grad_out, channels, pixels // p.x.extent)
         else:
-            fill_panels(p, panels, grad_out, pixels)
+            if first or chunk == 0 or units > p.splits:   # else the task before has left the same panels
+                fill_panels(p, panels, grad_out, pixels)
             add_unit(p, &t, sums, strip, panels, channels, pixels)
     if p.dot:
         for j in range(p.rows):
