@@ -58,8 +58,9 @@ cdef struct Scratch:
     real *row
     real *tap               # and their tap along w; -1 for none, and around the outputs
     real *grad              # [p.together] lines of outputs: gradients, 0 around them
-    real *zeros             # a row with room for whole vectors, and so are the next two
-    real *elsewhere         # for what belongs to another part
+    real *sums              # what a row of windows gives to each column, and to which row
+    real *places
+    real *zeros             # a row with room for whole vectors, and so is the next
     real *kept              # [p.kept] rows of the gradient of x that are not complete
     int64_t *index          # [p.together] rows of outputs
     Span z                  # which windows `start` is for
@@ -67,9 +68,6 @@ cdef struct Scratch:
     Py_ssize_t rows         # under such a window
     real *start             # [rows] their distance from the start of the window
     Py_ssize_t *from_x      # [rows] where they are read
-    real **target           # [p.together * rows] where rows of the gradient of x are written, what is added to, and
-    const real **given
-    Py_ssize_t *room        # how many elements may be written
 
 include "pool_lines.pxi"
 include "pool_forward.pxi"
@@ -82,25 +80,24 @@ cdef Py_ssize_t divide(const Pool *p, const Work *w, Scratch *s, char *memory) n
     all."""
     cdef Py_ssize_t i, forward = w.kind <= AVERAGE_FORWARD, lines = p.block if forward else p.lines
     cdef Py_ssize_t outputs = 0 if forward else p.outputs, rows = 0 if forward else p.rows
+    cdef Py_ssize_t flat = (max(max(p.w.size, p.line), p.w.out) + 4 * LANES + 15) // 16 * 16
     memset(s, 0, sizeof(Scratch))
     s.z.taps = -1
     s.lines = <real *>memory
     s.flat = s.lines + lines * p.line
-    s.values = s.flat + (max(max(p.w.size, p.line), p.w.out) + 4 * LANES + 15) // 16 * 16
-    s.taps = s.values + p.lines * outputs
+    s.values = s.flat + flat
+    s.taps = s.values + (flat if not forward and p.phases > 3 else 0) + p.lines * outputs
     s.best = s.taps + p.lines * outputs
     s.row = s.best + p.together * outputs
     s.tap = s.row + p.together * outputs
     s.grad = s.tap + p.together * outputs
-    s.zeros = s.grad + p.together * outputs
-    s.elsewhere = s.zeros + row_room(p) * (not forward)
-    s.kept = s.elsewhere + row_room(p) * (not forward)
+    s.sums = s.grad + p.together * outputs
+    s.places = s.sums + flat * (not forward)
+    s.zeros = s.places + flat * (not forward)
+    s.kept = s.zeros + row_room(p) * (not forward)
     s.index = <int64_t *>(s.kept + row_room(p) * (0 if forward else p.kept))
     s.from_x = <Py_ssize_t *>(s.index + (0 if forward else p.together * p.w.out))
-    s.target = <real **>(s.from_x + rows)
-    s.given = <const real **>(s.target + p.together * rows)
-    s.room = <Py_ssize_t *>(s.given + p.together * rows)
-    s.start = <real *>(s.room + p.together * rows)
+    s.start = <real *>(s.from_x + rows)
     if memory != NULL:
         for i in range(lines * p.line):
             s.lines[i] = 0 if w.kind == AVERAGE_FORWARD else -INFINITY
@@ -108,7 +105,7 @@ cdef Py_ssize_t divide(const Pool *p, const Work *w, Scratch *s, char *memory) n
             s.tap[i] = -1
             s.row[i] = s.grad[i] = 0
         for i in range(row_room(p) * (not forward)):
-            s.zeros[i] = s.elsewhere[i] = 0
+            s.zeros[i] = 0
         s.row += p.ahead
         s.tap += p.ahead
         s.grad += p.ahead

@@ -2,94 +2,100 @@
 # rows of windows that reach them; an element is summed in the order of its windows, whatever the parts.
 
 
-cdef inline void route(bint average, int n, int phases, int each, const Pool *p, const Scratch *s, Py_ssize_t begin,
-                       Py_ssize_t count, Py_ssize_t first) noexcept nogil:
-    """Add the gradients of `count` rows of windows, from `begin` on, to n rows under each, from `first` on. In the forward pass
-    output o read column o*stride - before + k*dilation for its tap k; so now column m*stride + t receives from output m - back
-    of each tap of phase t (`each` for each phase if that is not 0); of maxima only where that is the tap. All maxima of a row
-    of windows that lie in one column lie in one row: the first that has the column's maximum."""
-    cdef Py_ssize_t i, k, t, y, j, m, low, W = p.w.size, pitch = p.pitch, S = phases if phases else p.phases, outputs = p.outputs
-    cdef Py_ssize_t given_room = row_room(p) if p.apart else W
+cdef inline void spread(bint average, int phases, int each, const Pool *p, const Scratch *s, Py_ssize_t o) noexcept nogil:
+    """What a row of windows gives to each column, s.sums, and in which row its maximum lies, s.places; both in phases, if they
+    are constant, else column by column. In the forward pass output o read column o*stride - before + k*dilation for its tap k;
+    so now column m*stride + t receives from output m - back of each tap of phase t (`each` for each phase if that is not 0);
+    of maxima only where that is the tap. All maxima of a row of windows that lie in one column lie in one row: the first that
+    has the column's maximum."""
+    cdef Py_ssize_t k, t, j, m, low, W = p.w.size, pitch = p.pitch, S = phases if phases else p.phases
     cdef const Py_ssize_t *back = p.back
-    cdef const Py_ssize_t *phase_start = p.phase_start
     cdef const real *which = p.tap
-    cdef const real *grad
-    cdef const real *tap
-    cdef const real *row_of
-    cdef real *flat = s.flat
-    cdef Py_ssize_t known[9]    # what no store can change
-    cdef real known_taps[9]
-    cdef real start[3]
-    cdef Py_ssize_t room[3]
-    cdef const real *given[3]
-    cdef real *target[3]
-    cdef vec acc, row, g
-    cdef vec v[9]
+    cdef const real *grad = s.grad + o * p.outputs
+    cdef const real *taps = s.tap + o * p.outputs
+    cdef const real *rows = s.row + o * p.outputs
+    cdef real *sums = s.sums if phases else s.flat
+    cdef real *places = s.places if phases else s.values
+    cdef Py_ssize_t known[15]    # what no store can change
+    cdef real known_taps[15]
+    cdef vec sum, row
     cdef mask hit
+    cdef Span w
     for k in range(each * phases):
         known[k] = -back[k]
         known_taps[k] = which[k]
-    for y in range(n):
-        start[y] = s.start[first + y]
-    for i in range(begin, begin + count):
-        grad = s.grad + i * outputs
-        tap = s.tap + i * outputs
-        row_of = s.row + i * outputs
-        for y in range(n):
-            given[y] = s.given[i * s.rows + first + y]
-            target[y] = s.target[i * s.rows + first + y]
-            room[y] = s.room[i * s.rows + first + y]
-        m = 0
-        for j from 0 <= j < W by S * LANES:
-            for t in range(S):
-                acc = row = splat(0)
-                low = t * each if each else phase_start[t]
-                for k in range(low, low + each if each else phase_start[t + 1]):
-                    g = at(grad + m, known[k] if each else -back[k])
-                    if average:
-                        acc = acc + g
-                    else:
-                        hit = equal(at(tap + m, known[k] if each else -back[k]), splat(known_taps[k] if each else which[k]))
-                        acc = acc + pick(hit, g, splat(0))
-                        row = pick(hit, at(row_of + m, known[k] if each else -back[k]), row)
-                for y in range(n):
-                    g = acc if average else pick(equal(row, splat(start[y])), acc, splat(0))
-                    if phases:
-                        v[y * phases + t] = g
-                    else:
-                        store(flat + t * pitch + m, g)
-            for y in range(n if phases else 0):
-                join(phases, v + y * phases)
-                for t in range(phases):
-                    if W - j >= phases * LANES:
-                        store(target[y] + j + t * LANES, load(given[y] + j + t * LANES) + v[y * phases + t])
-                    elif W - j > t * LANES:
-                        put(target[y] + j + t * LANES, fetch(given[y] + j + t * LANES, given_room - j - t * LANES, 0) +
-                            v[y * phases + t], room[y] - j - t * LANES, NULL)
-            m += LANES
-        t = m = 0
-        for j in range(0 if phases else W):
-            target[0][j] = given[0][j] + flat[t * pitch + m]
-            t += 1
-            if t == S:
-                t = 0
-                m += 1
-
-
-cdef inline void route_rows(bint average, int phases, int each, const Pool *p, const Scratch *s, Py_ssize_t count) noexcept nogil:
-    """Up to three rows at a time; then the next row of windows, so that the first to reach a row is the first here."""
-    cdef Py_ssize_t i, y
-    if s.rows == 3 and phases:
-        route(average, 3, phases, each, p, s, 0, count, 0)
+    for t in range(S):
+        low = t * each if each else p.phase_start[t]
+        for m from 0 <= m < (W + S - 1) // S by LANES:
+            sum = row = splat(0)
+            for k in range(low, low + each if each else p.phase_start[t + 1]):
+                if average:
+                    sum = sum + at(grad + m, known[k] if each else -back[k])
+                else:
+                    hit = equal(at(taps + m, known[k] if each else -back[k]), splat(known_taps[k] if each else which[k]))
+                    sum = sum + pick(hit, at(grad + m, known[k] if each else -back[k]), splat(0))
+                    row = pick(hit, at(rows + m, known[k] if each else -back[k]), row)
+            store(sums + t * pitch + m, sum)
+            if not average:
+                store(places + t * pitch + m, row)
+    if phases:
         return
-    for i in range(count):
-        y = 0
-        while phases and y + 3 <= s.rows:
-            route(average, 3, phases, each, p, s, i, 1, y)
-            y += 3
-        while y < s.rows:
-            route(average, 1, phases, each, p, s, i, 1, y)
-            y += 1
+    t = m = 0
+    for j in range(W):
+        s.sums[j] = sums[t * pitch + m] if S else 0
+        if not average:
+            s.places[j] = places[t * pitch + m]
+        t += 1
+        if t == S:
+            t = 0
+            m += 1
+    for k in range(0 if S else p.w.out):    # averages without lines
+        w = span_w(p, k)
+        for j in range(w.taps):
+            s.sums[w.begin + j * p.w.dilation] += grad[k]
+
+
+cdef inline void add_rows(bint average, int phases, const Pool *p, const Scratch *s, real *grad_p, Py_ssize_t od, Py_ssize_t oy,
+                          Py_ssize_t low, Py_ssize_t high) noexcept nogil:
+    """Add what `spread` has left to the rows under a row of windows that are among low ... high - 1. A row of the gradient of x
+    is summed in a line, with room for whole vectors, until the last row of windows that reaches it; in place if windows overlap
+    along d. The first that reaches it adds to zeros."""
+    cdef Py_ssize_t i, k, t, j, z, y, W = p.w.size, step = (phases if phases else 1) * LANES, pitch = p.pitch
+    cdef Py_ssize_t full = W // step * step, room
+    cdef Span sz = p.span_d[od], sy = p.span_h[oy]
+    cdef const real *sums = s.sums
+    cdef const real *places = s.places
+    cdef const real *given
+    cdef real *target
+    cdef real start
+    cdef bint last
+    cdef vec v[3]
+    for i in range(sz.taps):
+        for k in range(sy.taps):
+            z = sz.begin + i * p.d.dilation
+            y = sy.begin + k * p.h.dilation
+            if z * p.h.size + y < low or z * p.h.size + y >= high:
+                continue
+            start = <real>(((sz.first + i) * p.d.dilation * p.h.size + (sy.first + k) * p.h.dilation) * W)
+            target = s.kept + (y & (p.kept - 1)) * row_room(p) if p.apart else grad_p + (z * p.h.size + y) * W
+            given = s.zeros if oy == p.first_h[y] and od == p.first_d[z] else target
+            last = oy == p.last_h[y]
+            if last:
+                target = grad_p + (z * p.h.size + y) * W
+            for j from 0 <= j < W by step:
+                for t in range(step // LANES):
+                    v[t] = load(sums + t * pitch + j // (step // LANES))
+                    if not average:
+                        v[t] = pick(equal(load(places + t * pitch + j // (step // LANES)), splat(start)), v[t], splat(0))
+                join(phases, v)
+                for t in range(step // LANES):
+                    if j < full:
+                        store(target + j + t * LANES, load(given + j + t * LANES) + v[t])
+                    elif p.apart and not last:
+                        store(target + j + t * LANES, load(given + j + t * LANES) + v[t])
+                    else:
+                        room = W - j - t * LANES
+                        put(target + j + t * LANES, fetch(given + j + t * LANES, LANES if p.apart else room, 0) + v[t], room, NULL)
 
 
 cdef inline bint give(bint average, int n, int phases, const Pool *p, const Rows *rows, const real *grad_out, real *grad_x,
@@ -138,48 +144,12 @@ cdef inline bint give(bint average, int n, int phases, const Pool *p, const Rows
     return any(nan)
 
 
-cdef void add_spans(const Pool *p, const Scratch *s, Py_ssize_t count) noexcept nogil:
-    """`route` for averages without lines."""
-    cdef Py_ssize_t i, o, k
-    cdef real *target
-    cdef Span w
-    for i in range(count * s.rows):
-        target = s.target[i]
-        if s.given[i] != target:
-            memcpy(target, s.given[i], p.w.size * sizeof(real))
-        for o in range(p.w.out):
-            w = span_w(p, o)
-            for k in range(w.taps):
-                target[w.begin + k * p.w.dilation] += s.grad[i // s.rows * p.outputs + o]
-
-
-cdef inline void find_targets(const Pool *p, const Scratch *s, real *grad_p, Py_ssize_t od, Py_ssize_t oy, Py_ssize_t count,
-                              Py_ssize_t low, Py_ssize_t high) noexcept nogil:
-    """Where rows of windows add what to. A row of the gradient of x is summed in a line, with room for whole vectors, until the
-    last row of windows that reaches it; in place if windows overlap along d. What is not low ... high - 1 goes elsewhere."""
-    cdef Py_ssize_t i, k, o, z, y, W = p.w.size, n = 0, room = row_room(p), apart = p.apart, mask_y = p.kept - 1
-    cdef Span sz = p.span_d[od], sy
-    cdef const Py_ssize_t *first_h = p.first_h
-    cdef const Py_ssize_t *last_h = p.last_h
-    cdef bint first, last
-    cdef real *row
-    cdef real *kept
-    for o in range(oy, oy + count):
-        sy = p.span_h[o]
-        for i in range(sz.taps):
-            z = (sz.begin + i * p.d.dilation) * p.h.size
-            first = od == p.first_d[sz.begin + i * p.d.dilation]
-            for k in range(sy.taps):
-                y = sy.begin + k * p.h.dilation
-                row = grad_p + (z + y) * W
-                kept = s.kept + (y & mask_y) * room if apart else row
-                if z + y < low or z + y >= high:
-                    row = kept = s.elsewhere
-                last = o == last_h[y]
-                s.target[n] = row if last else kept
-                s.room[n] = W if last or not apart else room
-                s.given[n] = s.zeros if first and o == first_h[y] else kept
-                n += 1
+cdef inline void route(bint average, int phases, int each, const Pool *p, const Scratch *s, real *grad_p, Py_ssize_t od, Py_ssize_t oy,
+                       Py_ssize_t count, Py_ssize_t low, Py_ssize_t high) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(count):
+        spread(average, phases, each, p, s, i)
+        add_rows(average, phases, p, s, grad_p, od, oy + i, low, high)
 
 
 cdef inline void backward_plane(int phases, const Work *w, const Pool *p, Scratch *s, Py_ssize_t plane, Py_ssize_t low,
@@ -230,9 +200,7 @@ cdef inline void backward_plane(int phases, const Work *w, const Pool *p, Scratc
             if not nan:
                 oy += n
                 continue
-            if average:
-                set_rows(p, s, p.span_d[od], p.span_h[oy])
-            else:
+            if not average:
                 n = search_windows(phases, p, s, w.x, row, row + n)
             for i in range(n):
                 grad = s.grad + i * p.outputs
@@ -241,17 +209,16 @@ cdef inline void backward_plane(int phases, const Work *w, const Pool *p, Scratc
                     if average:
                         v = v * splat(p.scale) if p.scale != 0 else v * (load(p.cells_w + j) * splat(p.cells_d[od] * p.cells_h[oy + i]))
                     store(grad + j, v)
-            find_targets(p, s, grad_p, od, oy, n, low, high)
-            if average and p.phases == 0:
-                add_spans(p, s, n)
-            elif average and phases == 1 and p.w.window == 3:
-                route_rows(True, phases, 3, p, s, n)
+            if average and phases == 1 and p.w.window == 3:
+                route(True, phases, 3, p, s, grad_p, od, oy, n, low, high)
             elif average:
-                route_rows(True, phases, 0, p, s, n)
+                route(True, phases, 0, p, s, grad_p, od, oy, n, low, high)
             elif phases == 1 and p.w.window == 3:
-                route_rows(False, phases, 3, p, s, n)
+                route(False, phases, 3, p, s, grad_p, od, oy, n, low, high)
+            elif phases == 1 and p.w.window == 5:
+                route(False, phases, 5, p, s, grad_p, od, oy, n, low, high)
             else:
-                route_rows(False, phases, 0, p, s, n)
+                route(False, phases, 0, p, s, grad_p, od, oy, n, low, high)
             oy += n
 
 

@@ -182,7 +182,7 @@ cdef Py_ssize_t search_window(const Pool *p, const real *x_p, Span z, Span y, Sp
 cdef inline Py_ssize_t find_indices(int phases, const Pool *p, Scratch *s, const real *x, Py_ssize_t row, Py_ssize_t last, real *out,
                                     int64_t *indices) noexcept nogil:
     """Maxima of rows of windows, unless `out` is NULL, and their indices in the plane. Returns of how many rows."""
-    cdef Py_ssize_t i, ox, od = row // p.h.out % p.d.out, oy = row % p.h.out, start, stride = p.w.stride, n = 1
+    cdef Py_ssize_t i, ox, od = row // p.h.out % p.d.out, oy = row % p.h.out, start, stride = p.w.stride, n = 1, OW = p.w.out
     cdef const real *x_p = x + row // (p.h.out * p.d.out) * p.in_plane
     cdef real dilation = <real>p.w.dilation
     cdef const real *tap
@@ -200,6 +200,7 @@ cdef inline Py_ssize_t find_indices(int phases, const Pool *p, Scratch *s, const
         start = row_start(p, (row + i) // p.h.out % p.d.out, (row + i) % p.h.out)
         tap = s.tap + i * p.outputs
         at_row = s.row + i * p.outputs
-        for ox in range(p.w.out):
-            indices[i * p.w.out + ox] = start + ox * stride + <int64_t>(at_row[ox] + tap[ox] * dilation) if tap[ox] >= 0 else -1
+        for ox in range(OW):
+            indices[ox] = (start + ox * stride + <int>(at_row[ox] + tap[ox] * dilation) + 1) * (tap[ox] >= 0) - 1
+        indices += OW
     return n
