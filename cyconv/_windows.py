@@ -23,8 +23,9 @@ LANES = 16  # elements of the widest vector: lines are multiples of it
 MAX_PHASES = 64
 MAX_PLACE = 1 << 24  # reals below are exact
 MAX_LINES = 1 << 20  # bytes of lines under a window
-MAX_ROUTED = 400  # taps up to which gradients are routed by vectors, not scattered
+MAX_ROUTED = 36  # taps up to which gradients are routed by vectors, not scattered
 LINES = 1 << 14  # bytes of lines that are filled at a time: they stay in L1
+SEARCHED_LINES = 1 << 17  # the same of lines that are searched: they stay in L2
 SEARCHED = 8  # rows of windows that are searched at a time
 
 
@@ -111,7 +112,7 @@ def tables(
         return d.most * ((count - 1) * h.stride + h.extent if shared else h.most * count)
 
     together = SEARCHED
-    while together > 1 and lines(together) * (line + 2 * outputs) * item > 2 * LINES:
+    while together > 1 and lines(together) * (line + 2 * outputs) * item > SEARCHED_LINES:
         together -= 1
     reach = max(d.window, d.most) * d.dilation * h.size + max(h.window, h.most) * h.dilation
     searched = phases > 0 and reach * w.size < MAX_PLACE and lines(1) * (line + 2 * outputs) * item <= MAX_LINES

@@ -63,9 +63,7 @@ cdef struct Scratch:
     real *zeros             # a row with room for whole vectors, and so is the next
     real *kept              # [p.kept] rows of the gradient of x that are not complete
     int64_t *index          # [p.together] rows of outputs
-    Span z                  # which windows `start` is for
-    Span y
-    Py_ssize_t rows         # under such a window
+    Py_ssize_t rows         # under a window
     real *start             # [rows] their distance from the start of the window
     Py_ssize_t *from_x      # [rows] where they are read
 
@@ -82,7 +80,6 @@ cdef Py_ssize_t divide(const Pool *p, const Work *w, Scratch *s, char *memory) n
     cdef Py_ssize_t outputs = 0 if forward else p.outputs, rows = 0 if forward else p.rows
     cdef Py_ssize_t flat = (max(max(p.w.size, p.line), p.w.out) + 4 * LANES + 15) // 16 * 16
     memset(s, 0, sizeof(Scratch))
-    s.z.taps = -1
     s.lines = <real *>memory
     s.flat = s.lines + lines * p.line
     s.values = s.flat + flat

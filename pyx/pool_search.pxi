@@ -14,37 +14,33 @@ cdef inline vec better(bint exact, vec v, mask *m, vec best) noexcept nogil:
     return pick(m[0], v, best) if exact else larger(best, v)
 
 
-cdef inline bint search_rows(bint exact, int taps, int phases, const Pool *p, const real *x, Py_ssize_t advance, Py_ssize_t count,
-                             real *values, real *taps_to) noexcept nogil:
-    """Along w: the maxima of rows under windows, and their taps, -1 for none. If `phases` is not 0 these are the taps and x are
-    rows of the input, otherwise lines; `taps` is their number if it is not 0. Returns whether there was a NaN."""
-    cdef Py_ssize_t i, j, k, left, OW = p.w.out, outputs = p.outputs, K = phases if phases else taps if taps else p.w.window
+cdef inline void search_lines(bint exact, int taps, const Pool *p, const Scratch *s, Py_ssize_t count, real *values,
+                              real *taps_to) noexcept nogil:
+    """Along w: the maxima of windows in each line, and their taps, -1 for none. `taps` is their number if it is not 0."""
+    cdef Py_ssize_t i, j, k, OW = p.w.out, outputs = p.outputs
     cdef const Py_ssize_t *offset = p.offset
+    cdef const real *line = s.lines
     cdef Py_ssize_t known[5]    # what no store can change
-    cdef vec v[3]
     cdef vec best, tap
-    cdef mask hit, nan = is_nan(splat(0))
-    cdef Rows r
+    cdef mask hit
     for k in range(taps):
         known[k] = offset[k]
     for i in range(count):
         for j from 0 <= j < OW by LANES:
             best = splat(-INFINITY)
             tap = splat(-1)
-            left = OW - j
-            if phases and left >= LANES:
-                columns(FAST, 1, phases, &r, x + phases * j, phases * LANES, v, &nan)
-            elif phases:
-                columns(FAST, 1, phases, &r, x + phases * j, phases * left, v, &nan)
-            for k in range(K):
-                best = better(exact, v[k] if phases else at(x + j, known[k] if taps else offset[k]), &hit, best)
+            for k in range(taps if taps else p.w.window):
+                best = better(exact, at(line + j, known[k] if taps else offset[k]), &hit, best)
                 tap = pick(hit, splat(<real>k), tap)
             store(values + j, best)
             store(taps_to + j, tap)
-        x += advance
+        line += p.line
         values += outputs
         taps_to += outputs
-    return any(nan)
+
+
+cdef void search_exactly(const Pool *p, const Scratch *s, Py_ssize_t count, real *values, real *taps) noexcept nogil:
+    search_lines(True, 0, p, s, count, values, taps)
 
 
 cdef inline bint search_columns(bint exact, int rows, const Pool *p, const Scratch *s, Py_ssize_t count, Py_ssize_t advance) noexcept nogil:
@@ -86,67 +82,39 @@ cdef inline bint search_columns(bint exact, int rows, const Pool *p, const Scrat
     return any(none)
 
 
-cdef bint search_exactly(const Pool *p, const Scratch *s, const Rows *r, real *values, real *taps) noexcept nogil:
-    fill_exactly(p, r, s.lines, s.flat)
-    return search_rows(True, 0, 0, p, s.lines, p.line, r.count, values, taps)
-
-
-cdef inline bint search_group(bint exact, int phases, const Pool *p, const Scratch *s, const Rows *r, real *values,
-                              real *taps) noexcept nogil:
-    """Search r.count rows along w. Returns whether there was a NaN."""
-    if exact:
-        return search_exactly(p, s, r, values, taps)
-    if phases > 1 and p.direct:
-        return search_rows(False, 0, phases, p, r.x, r.advance, r.count, values, taps)
-    if fill_lines(FAST, 1, phases, p, r, s.lines, s.flat):
-        return True
-    if p.w.window == 3:
-        return search_rows(False, 3, 0, p, s.lines, p.line, r.count, values, taps)
-    if p.w.window == 5:
-        return search_rows(False, 5, 0, p, s.lines, p.line, r.count, values, taps)
-    return search_rows(False, 0, 0, p, s.lines, p.line, r.count, values, taps)
-
-
-cdef inline void set_rows(const Pool *p, Scratch *s, Span z, Span y) noexcept nogil:
-    """How far the rows under a window lie from its start."""
-    cdef Py_ssize_t i, k
-    if s.z.first == z.first and s.z.taps == z.taps and s.y.first == y.first and s.y.taps == y.taps:
-        return
-    s.z = z
-    s.y = y
-    s.rows = z.taps * y.taps
-    for i in range(z.taps):
-        for k in range(y.taps):
-            s.start[i * y.taps + k] = <real>(((z.first + i) * p.d.dilation * p.h.size + (y.first + k) * p.h.dilation) * p.w.size)
-
-
 cdef inline Py_ssize_t search_windows(int phases, const Pool *p, Scratch *s, const real *x, Py_ssize_t row, Py_ssize_t last) noexcept nogil:
     """Search rows of windows from `row` on, counted over all planes, up to `last`. Returns how many."""
-    cdef Py_ssize_t i, k, ox, n, lines, groups, advance = p.outputs * (p.h.stride if p.shared else 1), first
-    cdef bint nan = False, none, exact = False
+    cdef Py_ssize_t i, k, ox, n, lines, to, advance = p.outputs * (p.h.stride if p.shared else 1)
+    cdef Span z = p.span_d[row // p.h.out % p.d.out], y = p.span_h[row % p.h.out], taps
+    cdef bint nan = False, none
     cdef Rows r, group
-    cdef Span taps
     n = next_rows(p, x, row, min(last, row + p.together), &r)
-    set_rows(p, s, p.span_d[row // p.h.out % p.d.out], p.span_h[row % p.h.out])
-    lines = (n - 1) * p.h.stride + (r.ny - 1) * p.h.dilation + 1 if p.shared else r.ny * n
-    groups = 1 if p.shared else r.ny
+    s.rows = r.nz * r.ny
+    lines = (n - 1) * p.h.stride + (r.ny - 1) * p.h.dilation + 1 if p.shared else n
     group = r
-    group.nz = group.ny = 1
-    group.count = lines // groups if s.rows else 0
+    group.count = lines if s.rows else 0
     group.advance = p.w.size if p.shared else r.advance
-    while True:
-        for i in range(r.nz):
-            for k in range(r.ny):
-                s.from_x[i * r.ny + k] = (i * lines + k * (p.h.dilation if p.shared else n)) * p.outputs
-            for k in range(groups):
-                group.x = r.x + i * r.step_z + k * r.step_y
-                first = (i * lines + k * n) * p.outputs
-                nan |= search_group(False, phases, p, s, &group, s.values + first, s.taps + first) if not exact else \
-                    search_group(True, phases, p, s, &group, s.values + first, s.taps + first)
-        if exact or not nan:
-            break
-        exact = True
-    if exact:
+    for i in range(r.nz):
+        for k in range(r.ny):
+            s.start[i * r.ny + k] = <real>(((z.first + i) * p.d.dilation * p.h.size + (y.first + k) * p.h.dilation) * p.w.size)
+            s.from_x[i * r.ny + k] = (i * lines + k * p.h.dilation if p.shared else (i * r.ny + k) * n) * p.outputs
+            if k and p.shared:
+                continue
+            to = s.from_x[i * r.ny + k]
+            group.x = r.x + i * r.step_z + k * r.step_y
+            if fill_lines(FAST, 1, phases, p, &group, s.lines, s.flat):
+                nan = True
+            if nan:
+                search_exactly(p, s, group.count, s.values + to, s.taps + to)
+            elif p.w.window == 2:
+                search_lines(False, 2, p, s, group.count, s.values + to, s.taps + to)
+            elif p.w.window == 3:
+                search_lines(False, 3, p, s, group.count, s.values + to, s.taps + to)
+            elif p.w.window == 5:
+                search_lines(False, 5, p, s, group.count, s.values + to, s.taps + to)
+            else:
+                search_lines(False, 0, p, s, group.count, s.values + to, s.taps + to)
+    if nan:
         none = search_columns(True, 0, p, s, n, advance)
     elif s.rows == 2:
         none = search_columns(False, 2, p, s, n, advance)

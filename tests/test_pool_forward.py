@@ -116,3 +116,19 @@ def test_the_average_of_equal_values_is_that_value(dtype):
     for k in range(1, 60):
         out = cyconv.avg_pool2d(np.full((1, 60, 3), 3, dtype), (k, 1), stride=1)
         assert (out == 3).all(), k
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize(
+    ("kernel", "stride"), [((1, 500), 1), ((300, 3), 2), ((64, 64), 16), ((200, 333), 7), ((600, 700), 1)]
+)
+def test_sums_over_large_windows_restart(rng, dtype, kernel, stride):
+    """At most so many additions follow each other that the error stays below this bound, for values of one sign too."""
+    x = (rng.random((1, 2, 600, 700)) + 1).astype(dtype)
+    out = cyconv.avg_pool2d(x, kernel, stride=stride)
+    sums = np.pad(x.astype(np.longdouble), ((0, 0), (0, 0), (1, 0), (1, 0))).cumsum(2).cumsum(3)
+    (kh, kw), s = kernel, stride
+    wide = sums[:, :, kh:, :] - sums[:, :, :-kh, :]
+    expected = ((wide[..., kw:] - wide[..., :-kw]) / (kh * kw))[:, :, ::s, ::s]
+    steps = kh * kw / 256 + 70 if kernel == (600, 700) else kh / 16 + 17 + 2 * np.log2(kw) + s
+    assert (np.abs(out - expected) <= steps * np.finfo(dtype).eps / 2 * expected).all()
