@@ -34,6 +34,7 @@ static inline vec pick(mask m, vec a, vec b) { return MM(mask_mov_)(b, m, a); }
 static inline mask either(mask m, mask n) { return CAT(_kor_mask, MASK_BITS)(m, n); }
 static inline mask both(mask m, mask n) { return CAT(_kand_mask, MASK_BITS)(m, n); }
 static inline int any(mask m) { return m != 0; }
+static inline int first_lane(mask m) { return __builtin_ctz(m); }
 static inline mask first_lanes(int n) { return (mask)((1u << n) - 1); }
 #else
 typedef __typeof__((vec){0} < (vec){0}) mask;
@@ -49,11 +50,17 @@ static inline vec pick(mask m, vec a, vec b) { return (vec)(((mask)a & m) | ((ma
 #endif
 #if defined(__SSE2__)
 static inline int any(mask m) { return MM(movemask_)((vec)m) != 0; }
+static inline int first_lane(mask m) { return __builtin_ctz(MM(movemask_)((vec)m)); }
 #else
 static inline int any(mask m) {
     int found = 0;
     for (int i = 0; i < LANES; i++) found |= m[i] != 0;
     return found;
+}
+static inline int first_lane(mask m) {
+    int i = 0;
+    while (!m[i]) i++;
+    return i;
 }
 #endif
 #endif
@@ -149,7 +156,7 @@ static inline void fence(void) { __asm__ volatile("" ::: "memory"); }
 #define THIRD(i, r) (3 * (i) + (r))
 #define THIRD_AB(i, r) (THIRD(i, r) < 2 * LANES ? THIRD(i, r) : 0)
 #define THIRD_C(i, r) (THIRD(i, r) < 2 * LANES ? (i) : THIRD(i, r) - LANES)
-#define SPLIT3(r) __builtin_shufflevector(__builtin_shufflevector(a, b, EACH(AB##r)), c, EACH(C##r))
+#define SPLIT3(r) SHUFFLE(SHUFFLE(a, b, EACH(AB##r)), c, EACH(C##r))
 #define AB0(i) THIRD_AB(i, 0)
 #define AB1(i) THIRD_AB(i, 1)
 #define AB2(i) THIRD_AB(i, 2)
@@ -164,7 +171,7 @@ static inline void split3(vec *v) {
 }
 #define JOIN_AB(g) ((g) % 3 == 0 ? (g) / 3 : (g) % 3 == 1 ? LANES + (g) / 3 : 0)
 #define JOIN_C(i, g) ((g) % 3 == 2 ? LANES + (g) / 3 : (i))
-#define JOIN3(q) __builtin_shufflevector(__builtin_shufflevector(a, b, EACH(JAB##q)), c, EACH(JC##q))
+#define JOIN3(q) SHUFFLE(SHUFFLE(a, b, EACH(JAB##q)), c, EACH(JC##q))
 #define JAB0(i) JOIN_AB(i)
 #define JAB1(i) JOIN_AB(LANES + (i))
 #define JAB2(i) JOIN_AB(2 * LANES + (i))

@@ -11,6 +11,7 @@ cdef extern from "mask.h" nogil:
     mask both(mask m, mask n) noexcept
     vec pick(mask m, vec a, vec b) noexcept
     bint any(mask m) noexcept
+    int first_lane(mask m) noexcept
     vec larger(vec a, vec b) noexcept
     vec vmax(vec a, vec b) noexcept
     real scalar_max(real a, real b) noexcept

@@ -16,7 +16,7 @@ from libc.string cimport memcpy, memset
 
 from simd cimport real, LANES, vec, load, store, splat, even, odd, zip_low, zip_high
 from mask cimport mask, greater, equal, is_nan, either, both, pick, any, larger, vmax, scalar_max, first_of, load_first, \
-    store_first, split3, join3, prefetch, places, load_at
+    store_first, split3, join3, prefetch, places, load_at, first_lane
 from scratch cimport take, address
 
 cdef enum:

@@ -222,14 +222,17 @@ cdef inline void backward_plane(int phases, const Work *w, const Pool *p, Scratc
             oy += n
 
 
-cdef Py_ssize_t find(const real *x, Py_ssize_t n, real value) noexcept nogil:
+cdef inline Py_ssize_t find(const real *x, Py_ssize_t n, real value) noexcept nogil:
     """The first of n elements that is `value`, which is among them; or the first NaN."""
-    cdef Py_ssize_t j = 0
-    while not any(equal(fetch(x + j, n - j, 0), splat(value)) if value == value else is_nan(fetch(x + j, n - j, 0))):
-        j += LANES
-    while x[j] != value and (value == value or x[j] == x[j]):
-        j += 1
-    return j
+    cdef Py_ssize_t j
+    cdef vec v
+    cdef mask hit = is_nan(splat(0))
+    for j from 0 <= j < n by LANES:
+        v = fetch(x + j, n - j, 0)
+        hit = equal(v, splat(value)) if value == value else is_nan(v)
+        if any(hit):
+            break
+    return j + first_lane(hit)
 
 
 cdef void whole_backward(const Work *w, const Pool *p, Py_ssize_t plane, Py_ssize_t last) noexcept nogil:
