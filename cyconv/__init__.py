@@ -3,9 +3,12 @@
 Functions take and return float32 or float64 arrays shaped ([N,] C, H, W); `cyconv.nn` has layers to train with.
 """
 
+from pkgutil import extend_path
 from typing import Any
 
 __version__ = "0.1.0"
+# In a checkout that was installed but not built in place, the compiled modules are those of the installed package.
+__path__ = extend_path(__path__, __name__)
 
 from ._dispatch import get_num_threads, num_threads, release_scratch, set_num_threads, show_config
 from .conv import ConvGradients, conv2d, conv2d_backward

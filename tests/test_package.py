@@ -2,15 +2,17 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import distribution, files, metadata
 from pathlib import Path, PurePosixPath
 
 import pytest
+from helpers import run_python
 
 import cyconv
-from cyconv import _runtime
+from cyconv import _dispatch, _runtime
 
 PACKAGE = Path(cyconv.__file__).parent
 SOURCE = Path(__file__).parents[1]
@@ -90,3 +92,13 @@ def test_main_prints_the_configuration():
     run = subprocess.run([sys.executable, "-m", "cyconv"], capture_output=True, text=True, check=True)
     assert cyconv.__version__ in run.stdout
     assert _runtime.flags in run.stdout
+
+
+def test_sources_of_a_checkout_find_the_installed_kernels(tmp_path):
+    ignored = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "cyconv", ignore=ignored)
+    printed = run_python(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import cyconv; print(cyconv.__file__); cyconv.show_config()"
+    )
+    assert printed.startswith(str(tmp_path))
+    assert f"instruction set: {_dispatch.isa()}" in printed
