@@ -97,7 +97,7 @@ def test_main_prints_the_configuration():
 def test_sources_of_a_checkout_find_the_installed_kernels(tmp_path):
     ignored = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
     shutil.copytree(PACKAGE, tmp_path / "cyconv", ignore=ignored)
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport cyconv; print(cyconv.__file__); cyconv.show_config()"
-    printed = run_python(code)
+    code = "import cyconv; print(cyconv.__file__); cyconv.show_config()"
+    printed = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}")
     assert printed.startswith(str(tmp_path))
     assert f"instruction set: {_dispatch.isa()}" in printed
