@@ -142,6 +142,14 @@ def race(contenders, rounds, between=lambda: None):
     return seconds
 
 
+def by(results, key):
+    """Group results by key(result), in order of appearance."""
+    groups = {}
+    for r in results:
+        groups.setdefault(key(r), []).append(r)
+    return groups
+
+
 class Machine:
     """The limits of the machine: multiply-adds in registers, and copies of several sizes."""
 

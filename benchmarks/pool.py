@@ -10,14 +10,13 @@ from pathlib import Path
 
 import harness
 import numpy as np
-from harness import OURS, Result, geometric_mean, optional
+import peers
+from harness import OURS, Result, geometric_mean
 
 import cyconv
 from cyconv import _reference_pool as reference
 
-torch = optional("torch")
-onnx = optional("onnx")
-onnxruntime = onnx and optional("onnxruntime")
+torch, onnxruntime = peers.torch, peers.onnxruntime
 
 PASSES = ("max", "average", "max backward", "max backward, indices", "average backward")
 # The least geometric mean and the least ratio to the fastest peer; the geometric mean to torch on the same array; the
@@ -107,27 +106,12 @@ def _torch(case, kind, x, grad_out, indices):
 
 
 def _onnxruntime(case, kind, threads, x):
-    helper, number = onnx.helper, onnx.TensorProto.FLOAT
     average = {"count_include_pad": 1} if kind == "average" else {}
-    node = helper.make_node(
+    node = peers.onnx.helper.make_node(
         "AveragePool" if average else "MaxPool", ["x"], ["out"], kernel_shape=case.kernel, strides=case.stride,
         pads=[case.padding] * 4, **average,
     )  # fmt: skip
-    ends = (helper.make_tensor_value_info(*end) for end in (("x", number, case.x), ("out", number, case.out)))
-    graph = helper.make_graph([node], "pool", *([end] for end in ends))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    binding, out = session.io_binding(), np.empty(case.out, x.dtype)
-    binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(x))
-    binding.bind_ortvalue_output("out", onnxruntime.OrtValue.ortvalue_from_numpy(out))
-
-    def call():
-        session.run_with_iobinding(binding)
-        return x, out  # named here so that they live: the session knows only their addresses
-
-    return call, lambda arrays: arrays[1]
+    return peers.onnx_model([node], {}, x, case.out, threads)
 
 
 def expected(case, kind, x, grad_out, indices):
@@ -191,20 +175,13 @@ def line(r):
     return f"{text}{of_copy(r):5.2f} of a copy | {others}"
 
 
-def by(results, key):
-    groups = {}
-    for r in results:
-        groups.setdefault(key(r), []).append(r)
-    return groups
-
-
 def tables(results):
     """One table for each dtype and number of threads: the ratios to the fastest peer, to torch, and to a copy."""
     parts = []
-    for (dtype, threads), some in by(results, lambda r: (r.dtype, r.threads)).items():
+    for (dtype, threads), some in harness.by(results, lambda r: (r.dtype, r.threads)).items():
         kinds = [k for k in PASSES if any(r.kind == k for r in some)]
         rows = []
-        for name, layer in by(some, lambda r: r.name).items():
+        for name, layer in harness.by(some, lambda r: r.name).items():
             cells = {r.kind: r for r in layer}
             rows.append([name])
             for kind in kinds:
@@ -216,7 +193,7 @@ def tables(results):
 
 def verdict(results):
     rows = []
-    for (dtype, threads), some in by(results, lambda r: (r.dtype, r.threads)).items():
+    for (dtype, threads), some in harness.by(results, lambda r: (r.dtype, r.threads)).items():
         for kind in ("all", *PASSES):
             listed = [r for r in some if kind in ("all", r.kind) and r.fastest()]
             if listed:

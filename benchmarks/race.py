@@ -103,21 +103,13 @@ def line(r):
     return text
 
 
-def by(results, key):
-    """Group results by key(result), in order of appearance."""
-    groups = {}
-    for r in results:
-        groups.setdefault(key(r), []).append(r)
-    return groups
-
-
 def tables(results):
     """One table for each dtype and number of threads, a row for each layer: speed, fraction of peak, ratio."""
     parts = []
-    for (dtype, threads), some in by(results, lambda r: (r.dtype, r.threads)).items():
+    for (dtype, threads), some in harness.by(results, lambda r: (r.dtype, r.threads)).items():
         passes = [kind for kind in PASSES if any(r.kind == kind for r in some)]
         rows = []
-        for (group, name), layer in by(some, lambda r: (r.group, r.name)).items():
+        for (group, name), layer in harness.by(some, lambda r: (r.group, r.name)).items():
             cells = {r.kind: r for r in layer}
             rows.append([group, name])
             for kind in passes:
@@ -135,7 +127,7 @@ def tables(results):
 def verdict(results):
     """The geometric means beside what is wanted, and every layer below its threshold by name."""
     rows, below = [], []
-    for (dtype, kind, threads), some in by(results, lambda r: (r.dtype, r.kind, r.threads)).items():
+    for (dtype, kind, threads), some in harness.by(results, lambda r: (r.dtype, r.kind, r.threads)).items():
         mean, least = WANTED[dtype, kind]
         listed = [r for r in some if r.group == "peers" and r.fastest()]
         if listed:
@@ -169,7 +161,7 @@ def where(r):
 
 def plot_roofline(results, output):
     """A row for each dtype and number of threads, a column for each pass."""
-    panels = by(results, lambda r: (r.dtype, r.threads))
+    panels = harness.by(results, lambda r: (r.dtype, r.threads))
     passes = [kind for kind in PASSES if any(r.kind == kind for r in results)]
     if not panels or not (fig := harness.figure(5 * len(passes), 4 * len(panels))):
         return
@@ -196,11 +188,11 @@ def plot_roofline(results, output):
 
 def plot_ratios(results, output):
     results = [r for r in results if r.fastest()]
-    panels = by(results, lambda r: (r.dtype, r.kind))
+    panels = harness.by(results, lambda r: (r.dtype, r.kind))
     if not panels or not (fig := harness.figure(5 * len(panels), 2 + 0.2 * max(map(len, panels.values())))):
         return
     for ax, ((dtype, kind), some) in zip(fig.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
-        layers, counts = list(by(some, lambda r: r.name)), sorted({r.threads for r in some})
+        layers, counts = list(harness.by(some, lambda r: r.name)), sorted({r.threads for r in some})
         height = 0.8 / len(counts)
         for i, threads in enumerate(counts):
             bars = [(layers.index(r.name) + i * height, r.ratio()) for r in some if r.threads == threads]

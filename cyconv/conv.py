@@ -289,10 +289,12 @@ def _grad_x(grad_out: Any, weight: Any, grad_x: Any, plan: _Plan, geometry: byte
     kernel, threads, scratch = plan.kernels.grad_x, _dispatch.threads, _dispatch.scratch
     if plan.patches:
         (n, c), (kh, kw), (oh, ow) = grad_x.shape[:2], weight.shape[2:], plan.result[-2:]
-        weight, part = weight.reshape(len(weight), -1, 1, 1), np.empty((n, c * kh * kw, oh, ow), plan.dtype)
-        geometry = _pack(part.shape, weight.shape, grad_out.shape, _PLAIN, plan.groups)
-        kernel(grad_out, weight, part, geometry, threads, scratch)
-        grad_x.reshape(n, c, oh, kh, ow, kw)[...] = part.reshape(n, c, kh, kw, oh, ow).transpose(0, 1, 4, 2, 5, 3)
+        weight, part = weight.reshape(len(weight), -1, 1, 1), np.empty((1, c * kh * kw, oh, ow), plan.dtype)
+        geometry = _pack(part.shape, weight.shape, (oh, ow), _PLAIN, plan.groups)
+        patches, pixels = grad_x.reshape(n, c, oh, kh, ow, kw), part.reshape(c, kh, kw, oh, ow)
+        for i in range(n):  # so that memory does not grow with the batch
+            kernel(grad_out[i : i + 1], weight, part, geometry, threads, scratch)
+            patches[i] = pixels.transpose(0, 3, 1, 4, 2)
         return
     if kernel(grad_out, weight, grad_x, geometry, threads, scratch) and not np.isfinite(weight).all():
         grad_x[...] = 0

@@ -7,12 +7,13 @@
 #
 # Tasks are (image, group, strip, block of rows m). Every output element belongs to one task and is summed in the order of
 # the step tables, whatever the strips and the threads are. Scratch of a thread: the strips of all phases and, for the gradient
-# of x with a stride, the results of all phases. Reference: cyconv/_reference.py.
+# of x with a stride, the results of all phases, and what a row block needs of `a` where it is packed. Reference:
+# cyconv/_reference.py.
 
 cdef enum:
     COLUMN_MAX_ROWS = 1         # output channels of a group up to which the column tile is the faster one
-    MAX_WEIGHT_IN_PLACE = 1 << 20   # bytes
-    BLOCK_STEPS = 600          # summed at once, so that a row block's part of `a` stays in cache
+    MAX_WEIGHT_IN_PLACE = 1 << 20   # bytes; 64 and 256 KB are no faster (race.py, Zen 5)
+    BLOCK_STEPS = 600           # summed at once, so that a row block's part of `a` stays in cache
 
 
 cdef struct Phase:

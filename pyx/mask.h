@@ -76,15 +76,6 @@ static inline vec larger(vec a, vec b) {
 /* The maximum; NaN wins, of equal values a. */
 static inline vec vmax(vec a, vec b) { return pick(is_nan(b), b, larger(a, b)); }
 static inline real scalar_max(real a, real b) { return b > a || b != b ? b : a; }
-static inline mask either_nan(vec a, vec b) {
-#if VECTOR_BYTES == 64
-    return CAT(MM(cmp_), _mask)(a, b, _CMP_UNORD_Q);
-#elif VECTOR_BYTES == 32
-    return (mask)MM(cmp_)(a, b, _CMP_UNORD_Q);
-#else
-    return is_nan(a) | is_nan(b);
-#endif
-}
 
 /* EACH(F): F(0), F(1), ... for all lanes. */
 #if LANE_COUNT == 16

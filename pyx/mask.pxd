@@ -6,7 +6,6 @@ cdef extern from "mask.h" nogil:
     mask greater(vec a, vec b) noexcept
     mask equal(vec a, vec b) noexcept
     mask is_nan(vec a) noexcept
-    mask either_nan(vec a, vec b) noexcept
     mask either(mask m, mask n) noexcept
     mask both(mask m, mask n) noexcept
     vec pick(mask m, vec a, vec b) noexcept

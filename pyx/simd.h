@@ -1,5 +1,5 @@
 /* The vector type of one build: `real` is float or double (REAL and REAL_BYTES, from setup.py); its width follows the
- * instruction set that the compiler was told to use. This header is all the C there is. */
+ * instruction set that the compiler was told to use. The rest of the C is in mask.h and team.h. */
 #ifndef CYCONV_SIMD_H
 #define CYCONV_SIMD_H
 

@@ -5,7 +5,7 @@
 # through the same tile: rows are taps, read from the strip of x; steps are output pixels; lanes are output channels, read
 # from a copy of grad_out transposed to [pixel][channel] in panels. The sums grow in scratch as [tap][channel] and are
 # transposed at the end. Where the output channels of a group leave most lanes empty, dot.pxd's tile has pixels in the
-# lanes instead and reads grad_out where it lies.
+# lanes instead, or square.pxd's for the windows that it has, and reads grad_out where it lies.
 #
 # The images' strips ("units") are cut into `splits` runs and the input channels into `chunks`; a task is one of each for
 # one group. Both counts follow from shapes alone, and a task adds its units in order, so the result does not depend on

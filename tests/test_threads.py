@@ -14,7 +14,7 @@ import cyconv
 from cyconv import _runtime
 
 needs_openmp = pytest.mark.skipif(not _runtime.openmp, reason="built without OpenMP")
-# Large enough for several threads (64 Ki multiply-adds each), odd sizes: x, weight, parameters.
+# Large enough for several threads (256 Ki multiply-adds each), odd sizes: x, weight, parameters.
 LARGE = [
     ((3, 16, 30, 31), (24, 16, 3, 3), {"padding": 1}),
     ((1, 64, 14, 14), (70, 64, 3, 3), {"padding": 1}),
