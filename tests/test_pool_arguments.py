@@ -158,6 +158,7 @@ def test_out(call):
         whole[1:3, 2:6, ::2, 1:3],
         whole[3:1:-1, ::2, ::-2, ::2],
         whole[:2, :4, :3, :2],
+        np.frombuffer(bytearray(193), np.uint8)[1:].view("f").reshape(OUT),  # unaligned
     ):
         view[...] = 7
         out = call(out=view)

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import assert_adjoint, assert_bits, assert_close, assert_gradient, random
+from helpers import assert_adjoint, assert_bits, assert_close, assert_gradient, random, run_python
 from pool_helpers import tied
 
 import cyconv
@@ -195,11 +195,13 @@ def test_global(rng, dtype, size):
     assert_bits(cyconv.global_max_pool(x), expected)
 
 
-def test_global_pooling_refuses_other_numbers_of_axes():
+def test_global_pooling_refuses_other_numbers_of_axes_and_no_gradient():
     for call in (cyconv.global_max_pool, cyconv.global_avg_pool):
         for shape, axes in (((2, 3), None), ((1, 2, 3, 4, 5, 6), None), ((1, 2, 3), 3), ((1, 2, 3), 0)):
             with pytest.raises(ValueError, match=r"ax[ie]s"):
                 call(np.ones(shape), axes=axes)
+    with pytest.raises(TypeError, match=r"grad_out must be a numpy.ndarray, got \w"):
+        cyconv.global_max_pool_backward(None, np.ones((1, 2, 3)))
 
 
 LP = [1, 2, 3, 2.5, 7]
@@ -362,3 +364,7 @@ def test_signatures_and_docstrings_name_their_axes():
             assert "_n" not in inspect.signature(function).parameters
             assert f"{name}{n}d" in function.__doc__
             assert "{" not in function.__doc__
+
+
+def test_docstrings_may_be_left_out():
+    assert run_python("import cyconv.nn; print(cyconv.max_pool2d.__doc__)", PYTHONOPTIMIZE="2") == ""
