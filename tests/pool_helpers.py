@@ -41,6 +41,15 @@ def split(parameters):
     return {name: value for name, value in parameters.items() if name != "dilation"}, parameters.get("dilation", 1)
 
 
+def taken_by_torch(kernel, parameters):
+    """Whether torch has such a padding: one number per axis, at most half the window."""
+    padding = parameters.get("padding", 0)
+    if isinstance(padding, str):
+        return False
+    pads, sizes = (v if isinstance(v, tuple) else (v,) * 3 for v in (padding, kernel))
+    return all(isinstance(p, int) and 2 * p <= k for p, k in zip(pads, sizes, strict=False))
+
+
 def tied(rng, shape, dtype):
     """Few different values, NaN and both infinities among them."""
     values = [-1, 0, 1, 2, float("nan"), float("inf"), float("-inf")]
