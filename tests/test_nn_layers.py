@@ -101,6 +101,17 @@ def test_unpooling_layers_take_indices(n):
     np.testing.assert_array_equal(layer.backward(planes), y)
 
 
+def test_pooling_layers_may_be_derived_from():
+    class Halves(nn.MaxPool2D):
+        """Halves each axis."""
+
+        def __init__(self):
+            super().__init__(2)
+
+    assert Halves.__doc__ == "Halves each axis."
+    assert Halves()(np.ones((1, 4, 6))).shape == (1, 2, 3)
+
+
 def test_conv2d_is_the_function():
     x, layer = random(2, 4, 9, 8), nn.Conv2D(6, 3, stride=2, padding="same", dilation=2, groups=2, activation="relu")
     y = layer(x)
