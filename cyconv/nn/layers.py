@@ -99,13 +99,10 @@ class _Affine(Layer):
     bias: Array | None = None
 
     def __init__(
-        self,
-        shape: tuple[Any, ...],  # (outputs, inputs or None, *window)
-        bias: bool,
-        activation: str | None,
-        dtype: npt.DTypeLike | None,
+        self, shape: tuple[Any, ...], bias: bool, activation: str | None, dtype: npt.DTypeLike | None,
         seed: int | np.random.Generator,
-    ) -> None:
+    ) -> None:  # fmt: skip
+        # shape: (outputs, inputs or None, *window)
         _check.one_of("activation", activation, (None, "relu"))
         self.activation, self.seed = activation, seed
         self._shape, self._has_bias = shape, bool(bias)
@@ -114,9 +111,29 @@ class _Affine(Layer):
         if shape[1] is not None:
             self._create(shape[1], np.dtype(np.float32))
 
-    @property
-    def _incomplete(self) -> bool:
-        return self.weight is None or (self.bias is None and self._has_bias)
+    def _apply(self, x: Array, weight: Array) -> Array:
+        raise NotImplementedError
+
+    def _differentiate(self, grad_y: Array, x: Array, weight: Array, wrt: tuple[str, ...]) -> ConvGradients:
+        raise NotImplementedError
+
+    def _inputs(self, x: Array) -> int:
+        """Return the number of inputs that `x` has, checked."""
+        raise NotImplementedError
+
+    def _forward(self, x: Array) -> tuple[Array, Any]:
+        if self.weight is None or (self.bias is None and self._has_bias):
+            self._create(self._inputs(x), x.dtype)
+        y = self._apply(x, self.parameters()["weight"])
+        return y, (x, y if self.activation else None)
+
+    def _backward(self, grad_y: Array, kept: Any, wrt_x: bool) -> Array | None:
+        x, y = kept
+        grad_y = grad_y if y is None else _relu_backward(grad_y, y)
+        parameters = self.parameters()
+        gradients = self._differentiate(grad_y, x, parameters["weight"], ("x",) * wrt_x + tuple(parameters))
+        self._gradients = {name: getattr(gradients, name).reshape(p.shape) for name, p in parameters.items()}
+        return gradients.x
 
     def _create(self, inputs: int, dtype: np.dtype[Any]) -> None:
         """Create what is missing; numbers of inputs and dtypes that were given win over those of the first input."""
@@ -155,17 +172,6 @@ class _Affine(Layer):
     def _slots(self) -> dict[str, tuple[_Affine, str, tuple[int | None, ...]]]:
         shape = self._shape if self.weight is None else self.weight.shape
         return {"weight": (self, "weight", shape)} | ({"bias": (self, "bias", shape[:1])} if self._has_bias else {})
-
-    def _keep(self, x: Array, y: Array) -> tuple[Array, Array | None]:
-        return x, y if self.activation else None
-
-    def _wrt(self, wrt_x: bool) -> tuple[str, ...]:
-        return ("x",) * wrt_x + ("weight",) + ("bias",) * self._has_bias
-
-    def _take(self, gradients: ConvGradients) -> Array | None:
-        """Keep those of the parameters, in their shapes, and return that of x."""
-        self._gradients = {name: getattr(gradients, name).reshape(p.shape) for name, p in self.parameters().items()}
-        return gradients.x
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._shape[0]})"
@@ -210,32 +216,18 @@ class Conv2D(_Affine):
     """
 
     def __init__(
-        self,
-        channels: int,
-        kernel_size: IntLike,
-        *,
-        stride: IntLike = 1,
-        padding: PaddingLike = 0,
-        dilation: IntLike = 1,
-        groups: int = 1,
-        padding_mode: str = "zeros",
-        bias: bool = True,
-        activation: str | None = None,
-        in_channels: int | None = None,
-        dtype: npt.DTypeLike | None = None,
+        self, channels: int, kernel_size: IntLike, *, stride: IntLike = 1, padding: PaddingLike = 0,
+        dilation: IntLike = 1, groups: int = 1, padding_mode: str = "zeros", bias: bool = True,
+        activation: str | None = None, in_channels: int | None = None, dtype: npt.DTypeLike | None = None,
         seed: int | np.random.Generator = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         channels = _check.integer("channels", channels, 1)
         groups = _check.integer("groups", groups, 1)
         if channels % groups:
             raise ValueError(f"groups={groups} must divide channels={channels}")
         self.options: dict[str, Any] = {
-            "stride": stride,
-            "padding": padding,
-            "dilation": dilation,
-            "groups": groups,
-            "padding_mode": padding_mode,
-        }
+            "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "padding_mode": padding_mode,
+        }  # fmt: skip
         inputs = None if in_channels is None else self._per_group(_check.integer("in_channels", in_channels, 1))
         shape = (channels, inputs, *_check.ints("kernel_size", kernel_size, 2, 1))
         super().__init__(shape, bias, activation, dtype, seed)
@@ -246,18 +238,15 @@ class Conv2D(_Affine):
             raise ValueError(f"groups={groups} must divide the {in_channels} input channels")
         return in_channels // groups
 
-    def _forward(self, x: Array) -> tuple[Array, Any]:
-        if self._incomplete:
-            _check.spatial("x", x.shape, 2)
-            self._create(self._per_group(x.shape[-3]), x.dtype)
-        y = conv2d(x, self.parameters()["weight"], self.bias, activation=self.activation, **self.options)
-        return y, self._keep(x, y)
+    def _inputs(self, x: Array) -> int:
+        _check.spatial("x", x.shape, 2)
+        return self._per_group(x.shape[-3])
 
-    def _backward(self, grad_y: Array, kept: Any, wrt_x: bool) -> Array | None:
-        x, y = kept
-        grad_y = grad_y if y is None else _relu_backward(grad_y, y)
-        weight = self.parameters()["weight"]
-        return self._take(conv2d_backward(grad_y, x, weight, wrt=self._wrt(wrt_x), **self.options))
+    def _apply(self, x: Array, weight: Array) -> Array:
+        return conv2d(x, weight, self.bias, activation=self.activation, **self.options)
+
+    def _differentiate(self, grad_y: Array, x: Array, weight: Array, wrt: tuple[str, ...]) -> ConvGradients:
+        return conv2d_backward(grad_y, x, weight, wrt=wrt, **self.options)
 
     def __repr__(self) -> str:
         return f"Conv2D({self._shape[0]}, {self._shape[2:]})"
@@ -285,32 +274,24 @@ class Dense(_Affine):
     """
 
     def __init__(
-        self,
-        units: int,
-        *,
-        bias: bool = True,
-        activation: str | None = None,
-        in_features: int | None = None,
-        dtype: npt.DTypeLike | None = None,
-        seed: int | np.random.Generator = 0,
-    ) -> None:
+        self, units: int, *, bias: bool = True, activation: str | None = None, in_features: int | None = None,
+        dtype: npt.DTypeLike | None = None, seed: int | np.random.Generator = 0,
+    ) -> None:  # fmt: skip
         inputs = None if in_features is None else _check.integer("in_features", in_features, 1)
         super().__init__((_check.integer("units", units, 1), inputs), bias, activation, dtype, seed)
 
     def _forward(self, x: Array) -> tuple[Array, Any]:
-        _check.array("x", x, 2)
-        if self._incomplete:
-            self._create(_check.integer("features of x", x.shape[1], 1), x.dtype)
-        weight = self.parameters()["weight"][:, :, None, None]
-        y = _as_rows(conv2d(_as_pixels(x), weight, self.bias, activation=self.activation))
-        return y, self._keep(x, y)
+        return super()._forward(_check.array("x", x, 2))
 
-    def _backward(self, grad_y: Array, kept: Any, wrt_x: bool) -> Array | None:
-        x, y = kept
-        grad_y = grad_y if y is None else _relu_backward(grad_y, y)
-        weight = self.parameters()["weight"][:, :, None, None]
-        grad_x = self._take(conv2d_backward(_as_pixels(grad_y), _as_pixels(x), weight, wrt=self._wrt(wrt_x)))
-        return None if grad_x is None else _as_rows(grad_x)
+    def _inputs(self, x: Array) -> int:
+        return _check.integer("features of x", x.shape[1], 1)
+
+    def _apply(self, x: Array, weight: Array) -> Array:
+        return _as_rows(conv2d(_as_pixels(x), weight[:, :, None, None], self.bias, activation=self.activation))
+
+    def _differentiate(self, grad_y: Array, x: Array, weight: Array, wrt: tuple[str, ...]) -> ConvGradients:
+        gradients = conv2d_backward(_as_pixels(grad_y), _as_pixels(x), weight[:, :, None, None], wrt=wrt)
+        return gradients._replace(x=None if gradients.x is None else _as_rows(gradients.x))
 
 
 def _as_pixels(x: Array) -> Array:
