@@ -26,7 +26,7 @@ class _Pooling(Layer):
         if hasattr(cls, "_n"):
             return  # a user's class
         if n is None:
-            cls._text, cls.__doc__ = inspect.cleandoc(cls.__doc__ or "\n\n"), None  # its example is not Python yet
+            cls._text, cls.__doc__ = inspect.cleandoc(cls.__doc__ or ""), None  # its example is not Python yet
             return
         name = cls._name.replace("{n}", str(n))
         cls._n, cls._functions = n, (getattr(pool, name), getattr(pool, f"{name}_backward"))
