@@ -17,7 +17,7 @@ from scratch cimport take, address
 from strip cimport Axis, plan_segments, plan_copy, segment_base, total_length, longest_segment, copy_strip, copy_run, padded_plane, \
     plan_runs, ceil_div, STRIP_BYTES
 from dot cimport Dot, dot_taps, DOT_TAPS
-from square cimport Square, has_square, has_pair, run_square_sizes, run_pair_sizes, dot_square_sizes
+from plane cimport Plane, PLANE_ROWS, MAX_SIZE, has_square, has_pair, run_square_sizes, run_pair_sizes, dot_square_sizes
 from tile cimport Tile, Column, tile_rows, column_taps, fitting_vectors, MAX_VECTORS, COLUMN_TAPS
 
 
@@ -29,15 +29,15 @@ cdef void run_column(int taps, const Column *t) noexcept nogil:
     column_taps(taps, t)
 
 
-cdef void run_square(int size, int stride, const Square *t) noexcept nogil:
+cdef void run_square(int size, int stride, const Plane *t) noexcept nogil:
     run_square_sizes(size, stride, t)
 
 
-cdef void run_pair(int height, int even_taps, int odd_taps, const Square *t) noexcept nogil:
+cdef void run_pair(int height, int even_taps, int odd_taps, const Plane *t) noexcept nogil:
     run_pair_sizes(height, even_taps, odd_taps, t)
 
 
-cdef void run_dot_square(int size, int stride, const Square *t, real *sums) noexcept nogil:
+cdef void run_dot_square(int size, int stride, const Plane *t, real *sums) noexcept nogil:
     dot_square_sizes(size, stride, t, sums)
 
 

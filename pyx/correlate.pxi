@@ -43,8 +43,8 @@ cdef struct Pass:
     # the plan
     bint in_place               # the source itself serves as strip
     bint column                 # the column tile
-    bint square                 # the column tile's place is taken by square.pxd's
-    bint pair                   # both phases at once, from one strip, by square.pxd's
+    bint planes                 # all of it is done by plane.pxd
+    bint pair                   # and that is two phases at once
     bint staged                 # results are computed in scratch, then spread over the rows of out
     Py_ssize_t strips, strip_rows, row_blocks, tasks
     Py_ssize_t result_plane     # of one phase and row
@@ -66,7 +66,7 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
     p.strip_rows = ceil_div(p.y.extent, strips)
     p.scratch = 0
     plan_segments(&p.y, p.strip_rows, True)
-    for i in range(1 if p.pair else p.phase_count):
+    for i in range(p.phase_count):
         phase = p.phases + i
         phase.plane = p.y.size * phase.x.size if p.in_place else padded_plane(total_length(&p.y) * phase.pitch)
         phase.strip = p.scratch
@@ -119,17 +119,31 @@ cdef bint lies_in_place(const Pass *p) noexcept nogil:
     return True
 
 
+cdef Py_ssize_t even_strips(const Pass *p, Py_ssize_t blocks, Py_ssize_t most, int threads) noexcept nogil:
+    """Strips that make enough tasks of so many blocks for every thread, evenly."""
+    cdef Py_ssize_t strips = p.strips
+    while strips < most and blocks * strips < 16 * threads and blocks * strips % threads != 0:
+        strips += 1
+    return strips
+
+
 cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     """Choose tile, strips and tasks, fill the step tables: 2 * channels * taps of y * taps of x of all phases."""
     cdef Phase *phase = p.phases
     cdef Py_ssize_t i, taps, strips, most, blocks, fit
+    p.pair = is_pair(p)
+    p.planes = p.pair or p.rows * p.channels * p.phase_count == 1 and is_square(&p.y, &phase.x)
+    p.strips = 1
+    if p.planes:
+        p.scratch = plane_zeros(&phase.x)
+        p.strips = even_strips(p, p.images * p.groups, ceil_div(p.y.extent, PLANE_ROWS), threads)
+        p.tasks = p.images * p.groups * p.strips
+        return
     plan_segments(&p.y, 1, True)
     for i in range(p.phase_count):
         plan_segments(&p.phases[i].x, 1, True)
-    p.pair = is_pair(p)
-    p.column = p.rows <= COLUMN_MAX_ROWS and p.y.taps > 1 and not p.pair
-    p.square = p.column and p.channels == 1 and p.phase_count == 1 and is_square(&p.y, &phase.x)
-    p.staged = p.out_y != phase.x.extent and not (p.pair or p.square)
+    p.column = p.rows <= COLUMN_MAX_ROWS and p.y.taps > 1
+    p.staged = p.out_y != phase.x.extent
     p.in_place = lies_in_place(p)
     if p.in_place and not p.staged:         # one column of pixels, so that a strip may begin anywhere
         p.y.extent = p.y.size = p.y.size * phase.x.size
@@ -137,18 +151,11 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     for i in range(p.phase_count):
         phase = p.phases + i
         # Row by row costs the lanes past the row's end, exact columns a copy of the source for every tap along x.
-        phase.exact = not (p.column or p.pair) and (
+        phase.exact = not p.column and (
             phase.x.extent < LANES or ceil_div(phase.x.extent, LANES) * LANES * 16 > phase.x.extent * 17)
         plan_segments(&phase.x, phase.x.extent, not phase.exact)
         phase.pitch = phase.x.extent if phase.exact else longest_segment(&phase.x)
-    phase = p.phases
-    if p.pair:
-        share_segment(&p.phases[0].x, &p.phases[1].x)
-        phase.pitch = longest_segment(&phase.x)
-    for i in range(p.phase_count):
-        plan_copy(&p.phases[i].x)
-    if p.square or p.pair:      # their vectors are aligned
-        phase.pitch = ceil_div(phase.pitch, LANES) * LANES
+        plan_copy(&phase.x)
     p.row_blocks = ceil_div(p.rows, MR)
     p.channel_blocks = 1
     if not (p.in_place or p.column or p.staged):
@@ -156,8 +163,8 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     p.block_channels = ceil_div(p.channels, p.channel_blocks)
     # Rows a multiple of 4096 bytes apart fall into one set of the L1 cache, which has fewer ways than the tile has rows. The
     # gradient of x reads its columns of a large weight from all over it.
-    p.packed = not (p.column or p.pair) and (p.row_step * <Py_ssize_t>sizeof(real) % 4096 == 0 if p.row_step > p.channel_step
-                                             else p.a_group * <Py_ssize_t>sizeof(real) > MAX_WEIGHT_IN_PLACE)
+    p.packed = not p.column and (p.row_step * <Py_ssize_t>sizeof(real) % 4096 == 0 if p.row_step > p.channel_step
+                                 else p.a_group * <Py_ssize_t>sizeof(real) > MAX_WEIGHT_IN_PLACE)
     plan_strips(p, 1)
     most = p.y.extent
     if p.in_place:              # no strip may be shorter than a vector
@@ -165,19 +172,16 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     while p.strips < most and p.scratch * <Py_ssize_t>sizeof(real) > STRIP_BYTES:
         fit = ceil_div(p.scratch * <Py_ssize_t>sizeof(real), STRIP_BYTES)
         plan_strips(p, min(most, max(p.strips + 1, p.strips * fit // 2)))
-    # Enough tasks for every thread, evenly.
-    strips = p.strips
     blocks = p.images * p.groups
     if p.row_blocks > 2 * threads and p.strips == 1:
         while blocks * p.row_blocks < 16 * threads and blocks * p.row_blocks % threads != 0:
             p.row_blocks += 1
     blocks *= p.row_blocks
-    while strips < most and blocks * strips < 16 * threads and blocks * strips % threads != 0:
-        strips += 1
+    strips = even_strips(p, blocks, most, threads)
     if strips != p.strips:
         plan_strips(p, strips)
     p.tasks = blocks * p.strips
-    if p.column and not p.square:
+    if p.column:
         p.a_row = plan_runs(&p.y, COLUMN_TAPS, p.column_steps)
     for i in range(p.phase_count):
         phase = p.phases + i
@@ -185,9 +189,7 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
         phase.step_a = tables
         phase.step_b = tables + p.channels * p.y.taps * phase.x.taps
         tables += 2 * p.channels * p.y.taps * phase.x.taps
-        if p.square or p.pair:
-            pass
-        elif p.column:
+        if p.column:
             for taps in range(COLUMN_TAPS, 0, -1):
                 if p.column_steps[taps]:
                     fill_steps(p, phase, taps)
@@ -249,94 +251,89 @@ cdef void run_partial(const Tile *t, Py_ssize_t rows, Py_ssize_t vectors, const 
             store_first(out, vrelu(v) if t.relu else v, <int>lanes[j])
 
 
-cdef bint is_square(const Axis *y, const Axis *x) noexcept nogil:
-    """Whether square.pxd has the window, whose segments have been planned."""
+cdef bint follow_each_other(const Axis *axis) noexcept nogil:
+    """Whether neighbouring taps read neighbouring elements."""
     cdef Py_ssize_t i
-    if y.taps != x.taps or y.step != x.step or not has_square(y.taps, y.step):
-        return False
-    for i in range(y.taps):
-        if (y.segment[i] != i % y.step or y.offset[i] != i // y.step or x.segment[i] != i % x.step
-                or x.offset[i] != i // x.step):
+    for i in range(1, axis.taps):
+        if axis.start[i] != axis.start[0] + i:
             return False
     return True
+
+
+cdef bint is_square(const Axis *y, const Axis *x) noexcept nogil:
+    """Whether plane.pxd has the window."""
+    return y.taps == x.taps and y.step == x.step and has_square(y.taps, y.step) and follow_each_other(y) and follow_each_other(x)
 
 
 cdef bint is_pair(const Pass *p) noexcept nogil:
-    """Whether square.pxd has the two phases, whose segments have been planned."""
-    cdef const Axis *x
+    """Whether plane.pxd has the two phases."""
+    cdef const Axis *x = &p.phases[0].x
+    cdef const Axis *odd_x = &p.phases[1].x
+    return (p.phase_count == 2 and p.rows * p.channels == 1 and has_pair(p.y.taps, x.taps, odd_x.taps)
+            and follow_each_other(&p.y) and follow_each_other(x) and follow_each_other(odd_x))
+
+
+cdef void set_plane(Plane *t, const Axis *y, const Axis *x, Py_ssize_t y0, Py_ssize_t rows, const real *zeros) noexcept nogil:
+    """The windows of `rows` rows of the output from y0 on; `zeros` holds plane_zeros."""
+    t.height = y.size
+    t.width = x.size
+    t.top = -y.start[0] - y0 * y.step
+    t.left = -x.start[0]
+    t.zeros = zeros + max(<Py_ssize_t>0, t.left)
+    t.out_height = rows
+    t.out_width = x.extent
+
+
+cdef inline Py_ssize_t plane_zeros(const Axis *x) noexcept nogil:
+    """Elements before and in a row of zeros in place of a row of the source."""
+    return max(<Py_ssize_t>0, -x.start[0]) + max(x.size, x.extent)
+
+
+cdef void find_taps(const Axis *y, const Axis *x, Py_ssize_t *index) noexcept nogil:
+    """Where the taps of a channel lie in the weight."""
     cdef Py_ssize_t i, j
-    if (p.phase_count != 2 or p.rows * p.channels > 1 or p.y.segments != 1
-            or not has_pair(p.y.taps, p.phases[0].x.taps, p.phases[1].x.taps)):
-        return False
-    for i in range(2):
-        x = &p.phases[i].x
+    for i in range(y.taps):
         for j in range(x.taps):
-            if x.segments != 1 or x.offset[j] != j:
-                return False
-    for j in range(p.y.taps):
-        if p.y.offset[j] != j:
-            return False
-    return True
+            index[i * x.taps + j] = y.index[i] + x.index[j]
 
 
-cdef void share_segment(Axis *x, Axis *other) noexcept nogil:
-    """Let the only segments of two axes be one."""
-    cdef Py_ssize_t first = min(x.segment_start[0], other.segment_start[0])
-    cdef Py_ssize_t end = max(x.segment_start[0] + x.segment_length[0], other.segment_start[0] + other.segment_length[0])
+cdef inline void gather(real *to, const real *a, const Py_ssize_t *index, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
-    for i in range(x.taps):
-        x.offset[i] += x.segment_start[0] - first
-    for i in range(other.taps):
-        other.offset[i] += other.segment_start[0] - first
-    x.segment_start[0] = other.segment_start[0] = first
-    x.segment_length[0] = other.segment_length[0] = end - first
+    for i in range(n):
+        to[i] = a[index[i]]
 
 
-cdef void gather_taps(const Pass *p, const Axis *x, const real *a, real *taps) noexcept nogil:
-    cdef Py_ssize_t i, j
-    for i in range(p.y.taps):
-        for j in range(x.taps):
-            taps[i * x.taps + j] = a[p.y.index[i] + x.index[j]]
-
-
-cdef void run_pair_block(const Pass *p, const Tile *t, real *out, Py_ssize_t strip_rows) noexcept nogil:
-    """All pixels of the strip for one channel and both phases."""
+cdef void run_planes(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *zeros) noexcept nogil:
+    """The tasks first..last, if each is a channel's strip."""
     cdef const Axis *x = &p.phases[0].x
-    cdef const Axis *odd = &p.phases[1].x
-    cdef Square square
-    set_square(&square, &p.y, p.phases[0].pitch, p.phases[0].plane)
-    square.height = strip_rows
-    square.width = x.extent + odd.extent
-    square.out = out
-    square.out_y = p.out_y
-    gather_taps(p, x, t.a, square.taps)
-    gather_taps(p, odd, t.a, square.odd_taps)
-    square.b = t.b + x.offset[0]
-    square.odd_b = t.b + odd.offset[0]
-    run_pair(<int>p.y.taps, <int>x.taps, <int>odd.taps, &square)
-
-
-cdef void set_square(Square *square, const Axis *y, Py_ssize_t pitch, Py_ssize_t plane) noexcept nogil:
-    """What the planes of a pass have in common."""
-    square.pitch = pitch
-    square.y_segment = y.segment_length[0] * pitch
-    square.x_segment = plane
-
-
-cdef void run_square_block(const Pass *p, const Tile *t, real *out, Py_ssize_t strip_rows) noexcept nogil:
-    """All pixels of the strip for one channel."""
-    cdef const Axis *x = &p.phases[0].x
-    cdef Square square
-    set_square(&square, &p.y, p.phases[0].pitch, p.phases[0].plane)
-    square.height = strip_rows
-    square.width = x.extent
-    square.b = t.b
-    square.start = t.bias[0] if t.bias != NULL else 0
-    square.relu = t.relu
-    square.out = out
-    square.out_y = p.out_y
-    gather_taps(p, x, t.a, square.taps)
-    run_square(<int>p.y.taps, <int>p.y.step, &square)
+    cdef const Axis *odd_x = &p.phases[p.phase_count - 1].x
+    cdef Py_ssize_t index[MAX_SIZE * MAX_SIZE]
+    cdef Py_ssize_t odd_index[MAX_SIZE * MAX_SIZE]
+    cdef Py_ssize_t task, plane, group, y0
+    cdef const real *a
+    cdef Plane t
+    find_taps(&p.y, x, index)
+    find_taps(&p.y, odd_x, odd_index)
+    memset(zeros, 0, p.scratch * sizeof(real))
+    t.relu = p.relu
+    t.out_y = p.out_y
+    for task in range(first, last):
+        plane = task // p.strips if p.strips > 1 else task
+        group = plane % p.groups if p.images > 1 else plane
+        y0 = portion(task - plane * p.strips, p.y.extent, p.strips)
+        set_plane(&t, &p.y, x, y0, portion(task - plane * p.strips + 1, p.y.extent, p.strips) - y0, zeros)
+        t.source = p.source + plane * t.height * t.width
+        t.out = p.out + plane * p.out_plane + y0 * p.out_y
+        t.start = p.bias[group] if p.bias != NULL else 0
+        a = p.a + group * p.a_group
+        gather(t.taps, a, index, p.y.taps * x.taps)
+        if p.pair:
+            t.odd_left = -odd_x.start[0]
+            t.out_width += odd_x.extent
+            gather(t.odd_taps, a, odd_index, p.y.taps * odd_x.taps)
+            run_pair(<int>p.y.taps, <int>x.taps, <int>odd_x.taps, &t)
+        else:
+            run_square(<int>p.y.taps, <int>p.y.step, &t)
 
 
 cdef void run_column_block(const Pass *p, const Phase *phase, const Tile *t, real *out, Py_ssize_t out_row,
@@ -405,6 +402,9 @@ cdef void run_tasks(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *scra
     """The tasks first..last, the row blocks of a strip together."""
     cdef Py_ssize_t strip, end
     cdef bint clear = True
+    if p.planes:
+        run_planes(p, first, last, scratch)
+        return
     while first < last:
         strip = first // p.row_blocks if p.row_blocks > 1 else first
         end = min(last, (strip + 1) * p.row_blocks)
@@ -443,7 +443,7 @@ cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_
     while c0 < p.channels:
         channels = min(p.block_channels, p.channels - c0)
         source = p.source + (image_group * p.channels + c0) * source_plane
-        for i in range(0 if p.in_place else 1 if p.pair else p.phase_count):
+        for i in range(0 if p.in_place else p.phase_count):
             phase = p.phases + i
             copy_strip(scratch + phase.strip, source, channels, source_plane, clear or p.strips > 1 or p.channel_blocks > 1, &p.y,
                        &phase.x, y0, phase.plane, phase.pitch)
@@ -458,19 +458,13 @@ cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_
                 t.a = scratch + p.panel
             t.bias = p.bias + group * p.rows + m0 if p.bias != NULL and c0 == 0 else NULL
             out = p.out + (image_group * p.rows + m0) * p.out_plane + y0 * p.out_y
-            if p.pair:
-                t.b = scratch + p.phases[0].strip
-                run_pair_block(p, &t, out, strip_rows)
-                continue
             for i in range(p.phase_count):
                 phase = p.phases + i
                 t.step_a = phase.step_a
                 t.step_b = phase.step_b
                 t.steps = phase.steps if channels == p.block_channels else phase.steps // p.block_channels * channels
                 t.b = source + y0 * phase.x.size if p.in_place else scratch + phase.strip
-                if p.square:
-                    run_square_block(p, &t, out, strip_rows)
-                elif p.staged:
+                if p.staged:
                     run_rows(p, phase, &t, scratch + p.results + i * p.result_plane, p.phase_count * p.result_plane,
                              phase.x.extent, rows, strip_rows)
                 else:

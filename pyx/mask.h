@@ -88,6 +88,8 @@ static inline real scalar_max(real a, real b) { return b > a || b != b ? b : a; 
 #define EACH(F) F(0), F(1)
 #endif
 
+#define LANE(i) i
+
 /* The first n <= LANES lanes of v, from or to n elements of memory; the other lanes are those of rest, or zero. */
 #if VECTOR_BYTES == 64
 static inline vec first_of(vec v, int n, vec rest) { return pick(first_lanes(n), v, rest); }
@@ -95,7 +97,6 @@ static inline vec load_first(const real *p, int n, vec rest) { return MM(mask_lo
 static inline vec load_first_or_zero(const real *p, int n) { return CAT(_mm512_maskz_loadu_, SUFFIX)(first_lanes(n), p); }
 static inline void store_first(real *p, vec v, int n) { MM(mask_storeu_)(p, first_lanes(n), v); }
 #else
-#define LANE(i) i
 static inline vec first_of(vec v, int n, vec rest) { return pick((vec){EACH(LANE)} < splat((real)n), v, rest); }
 #if VECTOR_BYTES == 32
 static inline __m256i first_lanes(int n) {
@@ -140,8 +141,56 @@ static inline place places(Py_ssize_t n) { return n; }
 static inline vec load_at(const real *p, place n) { return load(p + n); }
 #endif
 
-/* What has been loaded is not kept in registers, which would not suffice, but loaded again. */
-static inline void fence(void) { __asm__ volatile("" ::: "memory"); }
+/* The lanes first <= i < last, of which either may lie outside the vector; load_set reads only those, the others are zero. */
+static inline int lane_bound(Py_ssize_t n) { return n < 0 ? 0 : n > LANES ? LANES : (int)n; }
+#if VECTOR_BYTES == 64
+typedef mask lane_set;
+#if REAL_BYTES == 4
+typedef int lane_index __attribute__((vector_size(VECTOR_BYTES)));
+static inline mask lanes_below(Py_ssize_t n) { return _mm512_cmpgt_epi32_mask(_mm512_set1_epi32((int)n), (__m512i)(lane_index){EACH(LANE)}); }
+#else
+typedef long long lane_index __attribute__((vector_size(VECTOR_BYTES)));
+static inline mask lanes_below(Py_ssize_t n) { return _mm512_cmpgt_epi64_mask(_mm512_set1_epi64(n), (__m512i)(lane_index){EACH(LANE)}); }
+#endif
+static inline lane_set lanes_within(Py_ssize_t first, Py_ssize_t last) {
+    return lanes_below(last < LANES ? last : LANES) & (mask)~lanes_below(first > 0 ? first : 0);
+}
+static inline vec load_set(const real *p, lane_set set) { return CAT(_mm512_maskz_loadu_, SUFFIX)(set, p); }
+#elif VECTOR_BYTES == 32
+typedef __m256i lane_set;
+static inline lane_set lanes_within(Py_ssize_t first, Py_ssize_t last) {
+    return _mm256_andnot_si256(first_lanes(lane_bound(first)), first_lanes(lane_bound(last)));
+}
+static inline vec load_set(const real *p, lane_set set) { return MM(maskload_)(p, set); }
+#else
+typedef struct { int first, last; } lane_set;
+static inline lane_set lanes_within(Py_ssize_t first, Py_ssize_t last) { return (lane_set){lane_bound(first), lane_bound(last)}; }
+static inline vec load_set(const real *p, lane_set set) {
+    real lanes[LANES] __attribute__((aligned(VECTOR_BYTES))) = {0};
+    if (set.first == 0 && set.last == LANES) return load(p);
+    for (int i = set.first; i < set.last; i++) lanes[i] = p[i];
+    return load(lanes);
+}
+#endif
+/* The n-th to the last lane of a and the first n of b; n is a constant. */
+enum { CAN_SLIDE = VECTOR_BYTES == 64 };
+#if VECTOR_BYTES == 64
+#if REAL_BYTES == 4
+#define slide_by(n, a, b) ((n) ? (vec)_mm512_alignr_epi32((__m512i)(b), (__m512i)(a), n) : (a))
+#else
+#define slide_by(n, a, b) ((n) ? (vec)_mm512_alignr_epi64((__m512i)(b), (__m512i)(a), n) : (a))
+#endif
+#else
+#define slide_by(n, a, b) (a)
+#endif
+
+/* The compiler forgets what it knows of n pointers, or of n: it would otherwise keep, and advance, many pointers in
+ * registers in place of one index. Sums that live longer than one pass of a loop stay in registers only with `opaque`. */
+#define forget(pointers, n) __asm__ volatile("" : "+m"(*(const real *(*)[n])(pointers)))
+static inline Py_ssize_t opaque(Py_ssize_t n) {
+    __asm__("" : "+r"(n));
+    return n;
+}
 
 /* Three vectors of consecutive elements to those of index 0, 1, 2 modulo 3, and back. */
 #define THIRD(i, r) (3 * (i) + (r))

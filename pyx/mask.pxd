@@ -24,4 +24,10 @@ cdef extern from "mask.h" nogil:
     ctypedef int place
     place places(Py_ssize_t n) noexcept
     vec load_at(const real *p, place n) noexcept
-    void fence() noexcept
+    ctypedef int lane_set
+    lane_set lanes_within(Py_ssize_t first, Py_ssize_t last) noexcept
+    vec load_set(const real *p, lane_set set) noexcept
+    enum: CAN_SLIDE
+    vec slide_by(int n, vec a, vec b) noexcept
+    void forget(const real **pointers, int n) noexcept
+    Py_ssize_t opaque(Py_ssize_t n) noexcept

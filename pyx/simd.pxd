@@ -28,3 +28,18 @@ cdef inline void transpose_vectors(vec *a) noexcept nogil:
         for i in range(LANES):
             a[i] = b[i]
         size *= 2
+
+
+cdef inline void add_halves(const int n, vec *a) noexcept nogil:
+    cdef int i
+    for i in range(n):
+        a[i] = zip_low(a[i], a[i + n]) + zip_high(a[i], a[i + n])
+
+
+cdef inline vec lane_sums(vec *a) noexcept nogil:
+    """The sums of the lanes of LANES vectors, which are overwritten."""
+    if LANES > 8: add_halves(8, a)
+    if LANES > 4: add_halves(4, a)
+    if LANES > 2: add_halves(2, a)
+    add_halves(1, a)
+    return a[0]

@@ -5,7 +5,7 @@
 # through the same tile: rows are taps, read from the strip of x; steps are output pixels; lanes are output channels, read
 # from a copy of grad_out transposed to [pixel][channel] in panels. The sums grow in scratch as [tap][channel] and are
 # transposed at the end. Where the output channels of a group leave most lanes empty, dot.pxd's tile has pixels in the
-# lanes instead, or square.pxd's for the windows that it has, and reads grad_out where it lies.
+# lanes instead, or plane.pxd's for the windows that it has, and reads grad_out where it lies.
 #
 # The images' strips ("units") are cut into `splits` runs and the input channels into `chunks`; a task is one of each for
 # one group. Both counts follow from shapes alone, and a task adds its units in order, so the result does not depend on
@@ -33,7 +33,7 @@ cdef struct WeightPass:
     Py_ssize_t *step_b
     Py_ssize_t *tap             # [taps] offset in the strip's channel
     bint dot                    # lanes are pixels
-    bint square                 # dot.pxd's place is taken by square.pxd
+    bint square                 # dot.pxd's place is taken by plane.pxd; there is no strip, only a row of zeros
     Py_ssize_t run_step         # between the taps of a run in the weight
 
 
@@ -42,7 +42,7 @@ cdef inline Py_ssize_t panel_elements(const WeightPass *p) noexcept nogil:
 
 
 cdef inline Py_ssize_t weight_strip_elements(const WeightPass *p) noexcept nogil:
-    return p.chunk_channels * p.x.segments * p.plane
+    return plane_zeros(&p.x) if p.square else p.chunk_channels * p.x.segments * p.plane
 
 
 cdef inline Py_ssize_t sum_elements(const WeightPass *p) noexcept nogil:
@@ -66,8 +66,6 @@ cdef void plan_weight(WeightPass *p) noexcept nogil:
     p.pitch = longest_segment(&p.x)
     plan_segments(&p.y, 1, True)
     p.square = p.dot and is_square(&p.y, &p.x)
-    if p.square:
-        p.pitch = ceil_div(p.pitch, LANES) * LANES
     p.chunk_channels = ceil_div(p.channels, p.chunks)
     plan_weight_strips(p, 1)
     while (p.strips < p.y.extent
@@ -100,27 +98,25 @@ cdef void fill_weight_tables(WeightPass *p, Py_ssize_t *tables) noexcept nogil:
                                        (p.y.offset[i] + segment_base(&p.y, p.y.segment[i])))
 
 
-cdef void add_dots(const WeightPass *p, real *sums, const real *strip, const real *grad_out, Py_ssize_t channels,
-                   Py_ssize_t strip_rows) noexcept nogil:
-    """Add one unit's products to the sums [output channel][input channel][tap] with the tile of dot.pxd."""
+cdef void add_dots(const WeightPass *p, real *sums, const real *source, const real *strip, const real *grad_out,
+                   Py_ssize_t channels, Py_ssize_t y0, Py_ssize_t strip_rows) noexcept nogil:
+    """Add one unit's products to the sums [output channel][input channel][tap] with the tile of dot.pxd or plane.pxd."""
     cdef Dot t
-    cdef Square square
+    cdef Plane plane
     cdef real part[DOT_TAPS]
     cdef real *sums_fc
     cdef Py_ssize_t f, c, i, j, k
     t.height = strip_rows
     t.width = p.x.extent
     t.pitch = p.pitch
-    set_square(&square, &p.y, p.pitch, p.plane)
-    square.height = strip_rows
-    square.width = p.x.extent
+    set_plane(&plane, &p.y, &p.x, y0, strip_rows, strip)
     for f in range(p.rows):
-        square.grad_out = t.grad_out = grad_out + f * p.y.extent * p.x.extent
+        plane.grad_out = t.grad_out = grad_out + f * p.y.extent * p.x.extent
         for c in range(channels):
             sums_fc = sums + (f * channels + c) * p.y.taps * p.x.taps
             if p.square:
-                square.b = strip + c * p.x.segments * p.plane
-                run_dot_square(<int>p.y.taps, <int>p.y.step, &square, sums_fc)
+                plane.source = source + c * plane.height * plane.width
+                run_dot_square(<int>p.y.taps, <int>p.y.step, &plane, sums_fc)
                 continue
             for i in range(p.y.taps):
                 if p.y.run[i] == 0:
@@ -216,6 +212,7 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, bint first, real
     cdef Py_ssize_t out_plane = p.y.extent * p.x.extent
     cdef Py_ssize_t unit, n, s, y0, pixels
     cdef const real *grad_out
+    cdef const real *source
     cdef real *grad_weight = p.grad_weight + split * p.weight_size + (group * p.rows * p.channels + c0) * taps
     cdef Tile t
     cdef Py_ssize_t j
@@ -230,15 +227,18 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, bint first, real
         s = unit - n * p.strips
         y0 = s * p.y.extent // p.strips
         pixels = ((s + 1) * p.y.extent // p.strips - y0) * p.x.extent
-        copy_strip(strip, p.source + ((n * p.groups + group) * p.channels + c0) * source_plane, channels, source_plane,
-                   clear or p.strips > 1 or p.chunks > 1, &p.y, &p.x, y0, p.plane, p.pitch)
+        source = p.source + ((n * p.groups + group) * p.channels + c0) * source_plane
+        if not p.square:
+            copy_strip(strip, source, channels, source_plane, clear or p.strips > 1 or p.chunks > 1, &p.y, &p.x, y0, p.plane, p.pitch)
+        elif clear:
+            memset(strip, 0, plane_zeros(&p.x) * sizeof(real))
         grad_out = p.grad_out + (n * p.groups + group) * p.rows * out_plane + y0 * p.x.extent
         t.accumulate = unit > split * units // p.splits
         clear = False
         if p.dot:
             if not t.accumulate:
                 memset(sums, 0, p.rows * channels * taps * sizeof(real))
-            add_dots(p, sums, strip, grad_out, channels, pixels // p.x.extent)
+            add_dots(p, sums, source, strip, grad_out, channels, y0, pixels // p.x.extent)
         else:
             if first or chunk == 0 or units > p.splits:   # else the task before has left the same panels
                 fill_panels(p, panels, grad_out, pixels)
