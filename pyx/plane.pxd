@@ -273,7 +273,8 @@ cdef inline void run_pair_sizes(int height, int even_taps, int odd_taps, const P
     else: pair_taps(4, 3, height, t)
 
 
-# The gradient of the weight: sums over grad_out[y, x] times what tap (ky, kx) reads for it.
+# The gradient of the weight: sums over grad_out[y, x] times what tap (ky, kx) reads for it. Rows and lanes past the output are
+# zeros in grad_out but may be anything in the plane: an inf or NaN there makes a NaN where there is none.
 cdef inline void dot_columns(const int first, const int n, const int size, const int stride, const Plane *t,
                              real *sums) noexcept nogil:
     """Add the sums of `n` columns of the window to sums[ky, kx]."""
@@ -319,7 +320,7 @@ cdef inline void dot_square(const int size, const int stride, const Plane *t, re
         if size > 5: dot_columns(6, 1, size, stride, t, sums)
 
 
-cdef inline void dot_square_sizes(int size, int stride, const Plane *t, real *sums) noexcept nogil:
+cdef inline void dot_sizes(int size, int stride, const Plane *t, real *sums) noexcept nogil:
     if stride == 1:
         if size == 3: dot_square(3, 1, t, sums)
         elif size == 5: dot_square(5, 1, t, sums)
@@ -328,3 +329,33 @@ cdef inline void dot_square_sizes(int size, int stride, const Plane *t, real *su
         if size == 3: dot_square(3, 2, t, sums)
         elif size == 5: dot_square(5, 2, t, sums)
         else: dot_square(7, 2, t, sums)
+
+
+cdef inline real dot_tap(const Plane *t, Py_ssize_t stride, Py_ssize_t ky, Py_ssize_t kx) noexcept nogil:
+    """The sum for one tap, of what is inside alone."""
+    cdef Py_ssize_t y, x, row, column
+    cdef real total = 0
+    for y in range(t.out_height):
+        row = y * stride - t.top + ky
+        for x in range(t.out_width if 0 <= row < t.height else 0):
+            column = x * stride - t.left + kx
+            if 0 <= column < t.width:
+                total += t.grad_out[y * t.out_width + x] * t.source[row * t.width + column]
+    return total
+
+
+cdef inline void dot_square_sizes(int size, int stride, const Plane *t, real *sums) noexcept nogil:
+    """Add the sums of all taps."""
+    cdef real part[MAX_SIZE * MAX_SIZE]
+    cdef real total = 0
+    cdef int i
+    for i in range(size * size):
+        part[i] = 0
+    dot_sizes(size, stride, t, part)
+    for i in range(size * size):
+        total += part[i]
+    if total != total:
+        for i in range(size * size):
+            part[i] = dot_tap(t, stride, i // size, i % size)
+    for i in range(size * size):
+        sums[i] += part[i]
