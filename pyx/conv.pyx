@@ -12,17 +12,21 @@ from cython.parallel cimport prange
 from cyconv._runtime cimport ready, useful_threads
 from libc.string cimport memset
 from mask cimport load_first_or_zero, store_first
-from simd cimport REGISTERS, real, vec, LANES, MR, load, store, splat, vrelu, lane_sum, zip_low, zip_high, transpose_vectors
+from simd cimport REGISTERS, real, vec, LANES, TAIL_PIXELS, MR, MR3, load, store, splat, vrelu, lane_sum, zip_low, zip_high, transpose_vectors
 from scratch cimport take, address
 from strip cimport Axis, plan_segments, plan_copy, segment_base, total_length, longest_segment, copy_strip, copy_run, padded_plane, \
     plan_runs, ceil_div, STRIP_BYTES
 from dot cimport Dot, dot_taps, DOT_TAPS
 from plane cimport Plane, PLANE_ROWS, MAX_SIZE, has_square, has_pair, run_square_sizes, run_pair_sizes, dot_square_sizes
-from tile cimport Tile, Column, tile_rows, column_taps, fitting_vectors, MAX_VECTORS, COLUMN_TAPS
+from tile cimport Tile, Column, tile_rows, tail, column_taps, fitting_vectors, MAX_VECTORS, COLUMN_TAPS, TAIL_ROWS
 
 
 cdef void run_tile(int rows, int vectors, const Tile *t) noexcept nogil:
     tile_rows(rows, vectors, t)
+
+
+cdef void run_tail(const Tile *t, Py_ssize_t rows, const real *columns, Py_ssize_t pitch, Py_ssize_t pixels) noexcept nogil:
+    tail(t, rows, columns, pitch, pixels)
 
 
 cdef void run_column(int taps, const Column *t) noexcept nogil:

@@ -13,6 +13,7 @@
 cdef enum:
     COLUMN_MAX_ROWS = 1         # output channels of a group up to which the column tile is the faster one
     MAX_WEIGHT_IN_PLACE = 1 << 20   # bytes; 64 and 256 KB are no faster (race.py, Zen 5)
+    TAIL_STEPS = 64             # for which a tail pays
     BLOCK_STEPS = 600           # summed at once, so that a row block's part of `a` stays in cache
 
 
@@ -52,6 +53,9 @@ cdef struct Pass:
     bint packed                 # what a row block needs of `a` is copied together
     Py_ssize_t panel            # where it begins in the scratch
     Py_ssize_t panel_row, panel_channel     # its strides, in place of row_step and channel_step
+    Py_ssize_t tail             # the last pixels, which steps in the lanes take
+    Py_ssize_t columns          # where what they read begins in the scratch
+    Py_ssize_t column_pitch     # between two of them
     Py_ssize_t scratch          # elements
     Py_ssize_t channel_blocks   # summed one after the other, so that their strips are longer
     Py_ssize_t block_channels
@@ -82,6 +86,9 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
             p.panel_row = p.row_step
             p.panel_channel = MR * p.row_step
             p.scratch += padded_plane(p.block_channels * p.panel_channel)
+    p.columns = p.scratch
+    p.column_pitch = ceil_div(p.block_channels * p.channel_step, LANES) * LANES
+    p.scratch += p.column_pitch * TAIL_PIXELS if p.tail else 0
     p.results = p.scratch
     if p.staged:
         p.result_plane = p.strip_rows * p.phases[0].x.extent + LANES
@@ -130,7 +137,7 @@ cdef Py_ssize_t even_strips(const Pass *p, Py_ssize_t blocks, Py_ssize_t most, i
 cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     """Choose tile, strips and tasks, fill the step tables: 2 * channels * taps of y * taps of x of all phases."""
     cdef Phase *phase = p.phases
-    cdef Py_ssize_t i, taps, strips, most, blocks, fit
+    cdef Py_ssize_t i, taps, strips, most, blocks, fit, pixels
     p.pair = is_pair(p)
     p.planes = p.pair or p.rows * p.channels * p.phase_count == 1 and is_square(&p.y, &phase.x)
     p.strips = 1
@@ -156,7 +163,13 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
         plan_segments(&phase.x, phase.x.extent, not phase.exact)
         phase.pitch = phase.x.extent if phase.exact else longest_segment(&phase.x)
         plan_copy(&phase.x)
-    p.row_blocks = ceil_div(p.rows, MR)
+    pixels = p.y.extent * phase.x.extent
+    p.tail = pixels % LANES
+    if (p.tail > TAIL_PIXELS or pixels < 2 * LANES or not phase.exact or p.row_step <= p.channel_step or p.rows < 2 * TAIL_ROWS
+            or p.channels * p.channel_step < TAIL_STEPS):
+        p.tail = 0
+    # Three vectors at once need fewer rows; a single one costs as much as two.
+    p.row_blocks = ceil_div(p.rows, MR3 if p.tail and pixels // LANES in (3, 5) else MR)
     p.channel_blocks = 1
     if not (p.in_place or p.column or p.staged):
         p.channel_blocks = max(1, min(p.channels, ceil_div(p.channels * p.y.taps * p.phases[0].x.taps, BLOCK_STEPS)))
@@ -166,8 +179,11 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     p.packed = not p.column and (p.row_step * <Py_ssize_t>sizeof(real) % 4096 == 0 if p.row_step > p.channel_step
                                  else p.a_group * <Py_ssize_t>sizeof(real) > MAX_WEIGHT_IN_PLACE)
     plan_strips(p, 1)
-    most = p.y.extent
-    if p.in_place:              # no strip may be shorter than a vector
+    if p.tail and p.scratch * <Py_ssize_t>sizeof(real) > STRIP_BYTES:
+        p.tail = 0              # more than one strip, whose pixels may depend on the number of threads
+        p.row_blocks = ceil_div(p.rows, MR)
+    most = 1 if p.tail else p.y.extent
+    if p.in_place and not p.tail:              # no strip may be shorter than a vector
         most //= ceil_div(LANES, p.phases[0].x.size) if p.staged else 4 * MAX_VECTORS * LANES
     while p.strips < most and p.scratch * <Py_ssize_t>sizeof(real) > STRIP_BYTES:
         fit = ceil_div(p.scratch * <Py_ssize_t>sizeof(real), STRIP_BYTES)
@@ -198,10 +214,10 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
 
 
 cdef void run_block(const Pass *p, const Phase *phase, Tile *t, real *out, Py_ssize_t out_row, Py_ssize_t out_y,
-                    Py_ssize_t rows, Py_ssize_t strip_rows) noexcept nogil:
+                    Py_ssize_t rows, Py_ssize_t strip_rows, const real *columns) noexcept nogil:
     """All pixels of the strip for one block of rows; out[row * out_row + oy * out_y + ox]."""
     cdef Py_ssize_t extent = phase.x.extent
-    cdef Py_ssize_t pixels = strip_rows * extent
+    cdef Py_ssize_t pixels = strip_rows * extent - p.tail
     cdef Py_ssize_t row_vectors = ceil_div(extent, LANES)
     cdef Py_ssize_t vectors = ceil_div(pixels, LANES) if phase.exact else strip_rows * row_vectors
     cdef Py_ssize_t lanes[MAX_VECTORS]
@@ -227,6 +243,9 @@ cdef void run_block(const Pass *p, const Phase *phase, Tile *t, real *out, Py_ss
         else:
             run_tile(<int>rows, <int>n, t)
         v += n
+    if p.tail:
+        t.out += pixels
+        run_tail(t, rows, columns, p.column_pitch, p.tail)
 
 
 cdef void run_partial(const Tile *t, Py_ssize_t rows, Py_ssize_t vectors, const Py_ssize_t *lanes) noexcept nogil:
@@ -424,6 +443,16 @@ cdef void pack(const Pass *p, real *panel, const real *a, Py_ssize_t rows, Py_ss
             copy_run(panel + i * p.panel_channel, a + i * p.channel_step, rows * p.row_step)
 
 
+cdef void fill_columns(const Pass *p, const real *strip, Py_ssize_t channels, real *columns) noexcept nogil:
+    """What the pixels of the tail read, in the order of `a`."""
+    cdef const Phase *phase = p.phases
+    cdef Py_ssize_t steps = channels * p.channel_step, pixel = p.y.extent * phase.x.extent - p.tail, j, k
+    memset(columns, 0, TAIL_PIXELS * p.column_pitch * sizeof(real))
+    for k in range(steps):
+        for j in range(p.tail):
+            columns[j * p.column_pitch + phase.step_a[k]] = strip[phase.step_b[k] + pixel + j]
+
+
 cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_ssize_t last_block, bint clear,
                     real *scratch) noexcept nogil:
     """Row blocks first_block..last_block of one strip, counted over images, groups and their strips; `clear` for the first."""
@@ -447,6 +476,8 @@ cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_
             phase = p.phases + i
             copy_strip(scratch + phase.strip, source, channels, source_plane, clear or p.strips > 1 or p.channel_blocks > 1, &p.y,
                        &phase.x, y0, phase.plane, phase.pitch)
+        if p.tail:
+            fill_columns(p, source if p.in_place else scratch + p.phases[0].strip, channels, scratch + p.columns)
         t.accumulate = c0 > 0
         t.relu = p.relu and c0 + channels == p.channels
         for block in range(first_block, last_block):
@@ -466,17 +497,17 @@ cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_
                 t.b = source + y0 * phase.x.size if p.in_place else scratch + phase.strip
                 if p.staged:
                     run_rows(p, phase, &t, scratch + p.results + i * p.result_plane, p.phase_count * p.result_plane,
-                             phase.x.extent, rows, strip_rows)
+                             phase.x.extent, rows, strip_rows, scratch + p.columns)
                 else:
-                    run_rows(p, phase, &t, out, p.out_plane, p.out_y, rows, strip_rows)
+                    run_rows(p, phase, &t, out, p.out_plane, p.out_y, rows, strip_rows, scratch + p.columns)
             if p.staged:
                 interleave(p, out, scratch + p.results, rows, strip_rows)
         c0 += channels
 
 
 cdef inline void run_rows(const Pass *p, const Phase *phase, Tile *t, real *out, Py_ssize_t out_row, Py_ssize_t out_y,
-                          Py_ssize_t rows, Py_ssize_t strip_rows) noexcept nogil:
+                          Py_ssize_t rows, Py_ssize_t strip_rows, const real *columns) noexcept nogil:
     if p.column:
         run_column_block(p, phase, t, out, out_row, out_y, rows, strip_rows)
     else:
-        run_block(p, phase, t, out, out_row, out_y, rows, strip_rows)
+        run_block(p, phase, t, out, out_row, out_y, rows, strip_rows, columns)

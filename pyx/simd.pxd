@@ -3,7 +3,9 @@ cdef extern from "simd.h" nogil:
     ctypedef float real
     ctypedef float vec
     enum: LANES
+    enum: TAIL_PIXELS
     enum: MR
+    enum: MR3
     enum: REGISTERS
     vec load(const real *p) noexcept
     void store(real *p, vec v) noexcept

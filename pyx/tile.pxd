@@ -1,12 +1,13 @@
 # The two register tiles. `rows`, `vectors` and `taps` are constants at every call, so the compiler unrolls the loops over
 # them and the accumulators never leave the registers.
-from simd cimport real, vec, LANES, MR, REGISTERS, load, store, splat, vrelu
+from simd cimport real, vec, LANES, TAIL_PIXELS, MR, MR3, REGISTERS, load, store, splat, vrelu, lane_sums
 from mask cimport load_first_or_zero, store_first
 
 cdef enum:
     MAX_VECTORS = 8
     COLUMN_ROWS = 8
     COLUMN_TAPS = 7
+    TAIL_ROWS = 4
 
 
 # The tile of every dense pass:
@@ -69,14 +70,14 @@ cdef inline void tile(const int rows, const int vectors, const Tile *t) noexcept
 # them. The constants decide which instances are compiled at all.
 cdef inline int most_vectors(Py_ssize_t rows) noexcept nogil:
     if REGISTERS == 32:
-        return 8 if rows <= 3 else 4 if rows <= 6 else 3 if rows <= 9 else 2
+        return 8 if rows <= 3 else 4 if rows <= 6 else 3 if rows <= MR3 else 2
     return 4 if rows <= 3 else 2
 
 
 cdef inline Py_ssize_t fitting_vectors(Py_ssize_t rows, Py_ssize_t left) noexcept nogil:
     """The widest instance for so many rows that does not exceed the vectors that are left."""
     cdef Py_ssize_t n = most_vectors(rows)
-    if left == 2:
+    if left == 2 or left == 4 and n == 3:
         return 2
     while n > left:
         n //= 2
@@ -106,6 +107,47 @@ cdef inline void tile_rows(int rows, int vectors, const Tile *t) noexcept nogil:
     elif MR >= 12 and rows == 12: tile_vectors(12, vectors, t)
     elif MR >= 13 and rows == 13: tile_vectors(13, vectors, t)
     elif MR >= 14 and rows == 14: tile_vectors(14, vectors, t)
+
+
+# The last pixels of a small map, where they would fill a quarter of a vector or less: steps are in the lanes instead. What a
+# pixel reads at all steps has been copied together; the steps of a row of `a` lie together anyway.
+#
+#     out[i, j] += a[row[i] + k] * columns[j, k]      i < rows, j < TAIL_PIXELS, k < steps
+cdef inline void tail(const Tile *t, Py_ssize_t rows, const real *columns, Py_ssize_t pitch, Py_ssize_t pixels) noexcept nogil:
+    """Of the TAIL_PIXELS columns only the first `pixels` are stored; there are at least TAIL_ROWS rows."""
+    cdef vec acc[TAIL_ROWS * TAIL_PIXELS]
+    cdef vec parts[TAIL_ROWS * TAIL_PIXELS + LANES]
+    cdef real sums[TAIL_ROWS * TAIL_PIXELS + LANES]
+    cdef vec a[TAIL_ROWS]
+    cdef vec column
+    cdef real total
+    cdef Py_ssize_t done = 0, first, k
+    cdef int i, j
+    while done < rows:
+        first = min(done, rows - TAIL_ROWS)
+        for i in range(TAIL_ROWS * TAIL_PIXELS):
+            acc[i] = splat(0)
+        k = 0
+        while k < t.steps:
+            for i in range(TAIL_ROWS):
+                a[i] = (load(t.a + t.row[first + i] + k) if k + LANES <= t.steps else
+                        load_first_or_zero(t.a + t.row[first + i] + k, <int>(t.steps - k)))
+            for j in range(TAIL_PIXELS):
+                column = load(columns + j * pitch + k)
+                for i in range(TAIL_ROWS):
+                    acc[i * TAIL_PIXELS + j] = acc[i * TAIL_PIXELS + j] + a[i] * column
+            k += LANES
+        for i in range(TAIL_ROWS * TAIL_PIXELS):
+            parts[i] = acc[i]   # which stay in registers, as nobody asks for their address
+        for i from 0 <= i < TAIL_ROWS * TAIL_PIXELS by LANES:
+            store(sums + i, lane_sums(parts + i))
+        for i in range(<int>(done - first), TAIL_ROWS):
+            for j in range(<int>pixels):
+                total = sums[i * TAIL_PIXELS + j] + (t.bias[first + i] if t.bias != NULL else 0)
+                if t.accumulate:
+                    total += t.out[(first + i) * t.out_row + j]
+                t.out[(first + i) * t.out_row + j] = 0 if t.relu and total < 0 else total
+        done = first + TAIL_ROWS
 
 
 # The tile of a single output channel, where a broadcast would serve one row only: the rows are output rows instead, and
