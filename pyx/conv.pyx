@@ -18,15 +18,15 @@ from strip cimport Axis, plan_segments, plan_copy, segment_base, total_length, l
     plan_runs, ceil_div, STRIP_BYTES
 from dot cimport Dot, dot_taps, DOT_TAPS
 from plane cimport Plane, PLANE_ROWS, MAX_SIZE, has_square, has_pair, run_square_sizes, run_pair_sizes, dot_square_sizes
-from tile cimport Tile, Column, tile_rows, tail, column_taps, fitting_vectors, MAX_VECTORS, COLUMN_TAPS, TAIL_ROWS
+from tile cimport Tile, Column, tile_rows, tail_pixels, column_taps, fitting_vectors, MAX_VECTORS, COLUMN_TAPS, TAIL_ROWS
 
 
 cdef void run_tile(int rows, int vectors, const Tile *t) noexcept nogil:
     tile_rows(rows, vectors, t)
 
 
-cdef void run_tail(const Tile *t, Py_ssize_t rows, const real *columns, Py_ssize_t pitch, Py_ssize_t pixels) noexcept nogil:
-    tail(t, rows, columns, pitch, pixels)
+cdef void run_tail(int pixels, const Tile *t, Py_ssize_t rows, const real *columns, Py_ssize_t pitch) noexcept nogil:
+    tail_pixels(pixels, t, rows, columns, pitch)
 
 
 cdef void run_column(int taps, const Column *t) noexcept nogil:

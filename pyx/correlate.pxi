@@ -88,7 +88,7 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
             p.scratch += padded_plane(p.block_channels * p.panel_channel)
     p.columns = p.scratch
     p.column_pitch = ceil_div(p.block_channels * p.channel_step, LANES) * LANES
-    p.scratch += p.column_pitch * TAIL_PIXELS if p.tail else 0
+    p.scratch += p.column_pitch * p.tail
     p.results = p.scratch
     if p.staged:
         p.result_plane = p.strip_rows * p.phases[0].x.extent + LANES
@@ -245,7 +245,7 @@ cdef void run_block(const Pass *p, const Phase *phase, Tile *t, real *out, Py_ss
         v += n
     if p.tail:
         t.out += pixels
-        run_tail(t, rows, columns, p.column_pitch, p.tail)
+        run_tail(<int>p.tail, t, rows, columns, p.column_pitch)
 
 
 cdef void run_partial(const Tile *t, Py_ssize_t rows, Py_ssize_t vectors, const Py_ssize_t *lanes) noexcept nogil:
@@ -447,7 +447,7 @@ cdef void fill_columns(const Pass *p, const real *strip, Py_ssize_t channels, re
     """What the pixels of the tail read, in the order of `a`."""
     cdef const Phase *phase = p.phases
     cdef Py_ssize_t steps = channels * p.channel_step, pixel = p.y.extent * phase.x.extent - p.tail, j, k
-    memset(columns, 0, TAIL_PIXELS * p.column_pitch * sizeof(real))
+    memset(columns, 0, p.tail * p.column_pitch * sizeof(real))
     for k in range(steps):
         for j in range(p.tail):
             columns[j * p.column_pitch + phase.step_a[k]] = strip[phase.step_b[k] + pixel + j]

@@ -112,9 +112,9 @@ cdef inline void tile_rows(int rows, int vectors, const Tile *t) noexcept nogil:
 # The last pixels of a small map, where they would fill a quarter of a vector or less: steps are in the lanes instead. What a
 # pixel reads at all steps has been copied together; the steps of a row of `a` lie together anyway.
 #
-#     out[i, j] += a[row[i] + k] * columns[j, k]      i < rows, j < TAIL_PIXELS, k < steps
-cdef inline void tail(const Tile *t, Py_ssize_t rows, const real *columns, Py_ssize_t pitch, Py_ssize_t pixels) noexcept nogil:
-    """Of the TAIL_PIXELS columns only the first `pixels` are stored; there are at least TAIL_ROWS rows."""
+#     out[i, j] += a[row[i] + k] * columns[j, k]      i < rows, j < pixels, k < steps
+cdef inline void tail(const int pixels, const Tile *t, Py_ssize_t rows, const real *columns, Py_ssize_t pitch) noexcept nogil:
+    """There are at least TAIL_ROWS rows."""
     cdef vec acc[TAIL_ROWS * TAIL_PIXELS]
     cdef vec parts[TAIL_ROWS * TAIL_PIXELS + LANES]
     cdef real sums[TAIL_ROWS * TAIL_PIXELS + LANES]
@@ -125,29 +125,36 @@ cdef inline void tail(const Tile *t, Py_ssize_t rows, const real *columns, Py_ss
     cdef int i, j
     while done < rows:
         first = min(done, rows - TAIL_ROWS)
-        for i in range(TAIL_ROWS * TAIL_PIXELS):
+        for i in range(TAIL_ROWS * pixels):
             acc[i] = splat(0)
         k = 0
         while k < t.steps:
             for i in range(TAIL_ROWS):
                 a[i] = (load(t.a + t.row[first + i] + k) if k + LANES <= t.steps else
                         load_first_or_zero(t.a + t.row[first + i] + k, <int>(t.steps - k)))
-            for j in range(TAIL_PIXELS):
+            for j in range(pixels):
                 column = load(columns + j * pitch + k)
                 for i in range(TAIL_ROWS):
-                    acc[i * TAIL_PIXELS + j] = acc[i * TAIL_PIXELS + j] + a[i] * column
+                    acc[i * pixels + j] = acc[i * pixels + j] + a[i] * column
             k += LANES
-        for i in range(TAIL_ROWS * TAIL_PIXELS):
+        for i in range(TAIL_ROWS * pixels):
             parts[i] = acc[i]   # which stay in registers, as nobody asks for their address
-        for i from 0 <= i < TAIL_ROWS * TAIL_PIXELS by LANES:
+        for i from 0 <= i < TAIL_ROWS * pixels by LANES:
             store(sums + i, lane_sums(parts + i))
         for i in range(<int>(done - first), TAIL_ROWS):
-            for j in range(<int>pixels):
-                total = sums[i * TAIL_PIXELS + j] + (t.bias[first + i] if t.bias != NULL else 0)
+            for j in range(pixels):
+                total = sums[i * pixels + j] + (t.bias[first + i] if t.bias != NULL else 0)
                 if t.accumulate:
                     total += t.out[(first + i) * t.out_row + j]
                 t.out[(first + i) * t.out_row + j] = 0 if t.relu and total < 0 else total
         done = first + TAIL_ROWS
+
+
+cdef inline void tail_pixels(int pixels, const Tile *t, Py_ssize_t rows, const real *columns, Py_ssize_t pitch) noexcept nogil:
+    if pixels == 1: tail(1, t, rows, columns, pitch)
+    elif TAIL_PIXELS >= 2 and pixels == 2: tail(2, t, rows, columns, pitch)
+    elif TAIL_PIXELS >= 4 and pixels == 3: tail(3, t, rows, columns, pitch)
+    elif TAIL_PIXELS >= 4 and pixels == 4: tail(4, t, rows, columns, pitch)
 
 
 # The tile of a single output channel, where a broadcast would serve one row only: the rows are output rows instead, and
