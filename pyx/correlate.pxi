@@ -13,7 +13,7 @@
 cdef enum:
     COLUMN_MAX_ROWS = 1         # output channels of a group up to which the column tile is the faster one
     MAX_WEIGHT_IN_PLACE = 1 << 20   # bytes; 64 and 256 KB are no faster (race.py, Zen 5)
-    TAIL_STEPS = 64             # for which a tail pays
+    TAIL_STEPS = 256            # for which a tail pays
     BLOCK_STEPS = 600           # summed at once, so that a row block's part of `a` stays in cache
 
 

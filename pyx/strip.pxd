@@ -192,13 +192,32 @@ cdef inline void zero_segment(real *to, const Axis *y, const Axis *x, Py_ssize_t
             to += pitch
 
 
+cdef inline void copy_rows(real *to, Py_ssize_t pitch, const real *source, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t n,
+                           Py_ssize_t ahead) noexcept nogil:
+    """Copy rows of n contiguous elements."""
+    cdef Py_ssize_t _i, k
+    if n <= LANES:
+        for _i in range(rows):
+            prefetch(source + ahead)
+            store_first(to, load_first_or_zero(source, <int>n), <int>n)
+            source += row
+            to += pitch
+        return
+    for _i in range(rows):
+        for k from 0 <= k < n by 64 // <int>sizeof(real):
+            prefetch(source + ahead + k)
+        copy_run(to, source, n)
+        source += row
+        to += pitch
+
+
 cdef inline void copy_segment(real *to, const real *source, Py_ssize_t ahead, const Axis *y, const Axis *x, Py_ssize_t segment,
                               Py_ssize_t first_output, Py_ssize_t plane, Py_ssize_t pitch) noexcept nogil:
     """What the source has of one segment along x, of all rows of one channel; of a pair both if it is the first of them.
 
-    The row that lies `ahead` is prefetched, if not 0: processors do not foresee the jump to the next channel.
+    The row that lies `ahead` is prefetched: processors do not foresee the jump to the next channel.
     """
-    cdef Py_ssize_t first = x.first[segment], n = x.last[segment] - first, pair_n = 0, i, _j, k, row
+    cdef Py_ssize_t first = x.first[segment], n = x.last[segment] - first, pair_n = 0, i, j, k, row, begin, end
     cdef real *pair_to = to
     if x.pair >= 0:             # and segment is the other one
         pair_to += x.pair * plane + x.first[x.pair]
@@ -207,22 +226,20 @@ cdef inline void copy_segment(real *to, const real *source, Py_ssize_t ahead, co
     source += x.segment_start[segment] + first * x.step
     for i in range(y.segments):
         row = y.segment_start[i] + first_output * y.step
-        for _j in range(y.segment_length[i]):
-            if 0 <= row < y.size:
-                k = 0
-                while ahead and k < n * x.step:
-                    prefetch(source + row * x.size + ahead + k)
-                    k += 64 // <Py_ssize_t>sizeof(real)
-                if x.step == 1:
-                    copy_run(to, source + row * x.size, n)
-                elif x.step == 2:
-                    copy_split(to, n, pair_to, pair_n, source + row * x.size)
-                else:
-                    for k in range(n):
-                        to[k] = source[row * x.size + k * x.step]
-            row += y.step
-            to += pitch
-            pair_to += pitch
+        begin = ceil_div(-row, y.step) if row < 0 else 0
+        end = min(y.segment_length[i], ceil_div(y.size - row, y.step)) if row < y.size else 0
+        if x.step == 1:
+            copy_rows(to + begin * pitch, pitch, source + (row + begin * y.step) * x.size, y.step * x.size, end - begin, n, ahead)
+        for j in range(begin, end if x.step > 1 else begin):
+            if x.step == 2:
+                for k from 0 <= k < 2 * n by 64 // <int>sizeof(real):
+                    prefetch(source + (row + j * y.step) * x.size + ahead + k)
+                copy_split(to + j * pitch, n, pair_to + j * pitch, pair_n, source + (row + j * y.step) * x.size)
+            else:
+                for k in range(n):
+                    to[j * pitch + k] = source[(row + j * y.step) * x.size + k * x.step]
+        to += y.segment_length[i] * pitch
+        pair_to += y.segment_length[i] * pitch
 
 
 cdef inline void copy_strip(real *strip, const real *source, Py_ssize_t channels, Py_ssize_t source_plane, bint clear,

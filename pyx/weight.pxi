@@ -143,19 +143,19 @@ cdef inline void transpose_square(real *to, Py_ssize_t to_row, const real *sourc
 
 cdef void transpose(real *to, Py_ssize_t to_row, const real *source, Py_ssize_t row, Py_ssize_t rows,
                     Py_ssize_t columns) noexcept nogil:
-    """to[j][i] = source[i][j] for i < rows, j < columns."""
-    cdef Py_ssize_t i = 0, j, k
-    while i + LANES <= rows:
-        j = 0
-        while j + LANES <= columns:
+    """to[j][i] = source[i][j] for i < rows, j < columns, along the rows of `to`."""
+    cdef Py_ssize_t i, j = 0, k
+    while j + LANES <= columns:
+        i = 0
+        while i + LANES <= rows:
             transpose_square(to + j * to_row + i, to_row, source + i * row + j, row)
-            j += LANES
-        for j in range(j, columns):
+            i += LANES
+        for i in range(i, rows):
             for k in range(LANES):
-                to[j * to_row + i + k] = source[(i + k) * row + j]
-        i += LANES
-    for i in range(i, rows):
-        for j in range(columns):
+                to[(j + k) * to_row + i] = source[i * row + j + k]
+        j += LANES
+    for j in range(j, columns):
+        for i in range(rows):
             to[j * to_row + i] = source[i * row + j]
 
 
