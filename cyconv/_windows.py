@@ -20,13 +20,10 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.int64]
 
 LANES = 16  # elements of the widest vector: lines are multiples of it
-MAX_PHASES = 64
+MAX_PHASES = 3
 MAX_PLACE = 1 << 24  # reals below are exact
-MAX_LINES = 1 << 20  # bytes of lines under a window
-MAX_ROUTED = 36  # taps up to which gradients are routed by vectors, not scattered
 LINES = 1 << 14  # bytes of lines that are filled at a time: they stay in L1
-SEARCHED_LINES = 1 << 17  # the same of lines that are searched: they stay in L2
-SEARCHED = 8  # rows of windows that are searched at a time
+STRIP = 1 << 18  # bytes of the lines of a strip: they stay in L2
 
 
 class Axis(NamedTuple):
@@ -58,26 +55,26 @@ class Axis(NamedTuple):
         end = self.size + self.after + self.before - np.arange(self.out) * self.stride
         return np.minimum(self.window, -(-end // self.dilation))
 
-    def reached(self) -> tuple[Array, Array]:
-        """For each position the first and the last window that reads it; `out` and -1 for none."""
-        first, last = np.full(self.size, self.out), np.full(self.size, -1)
-        begin, taps, _ = self.spans().T
-        for k in range(int(taps.max(initial=0))):
-            o = np.flatnonzero(taps > k)
-            at = begin[o] + k * self.dilation
-            np.minimum.at(first, at, o)
-            np.maximum.at(last, at, o)
-        return first, last
-
     @property
     def most(self) -> int:
         """The most taps that lie in the array."""
         return min(self.window, self.size) if self.window else self.size // self.out + 2
 
     @property
-    def extent(self) -> int:
-        """Positions from the first of them to the last."""
-        return (self.most - 1) * self.dilation + 1
+    def reach(self) -> int:
+        """Positions from the first tap of a window to the last."""
+        return min((self.window - 1) * self.dilation, self.size) if self.window else self.most
+
+    def rows(self, count: int, backward: bool) -> int:
+        """The most rows under `count` windows, or (backward) under all windows that reach `count` positions."""
+        stride = self.stride if self.window else -(-self.size // self.out)
+        return min(self.size, count + 2 * self.reach if backward else count * stride + self.reach)
+
+    @property
+    def tiles(self) -> bool:
+        """Whether windows of 2 or 3 positions cover the array, or its start, without gap or overlap."""
+        pitch = self.window == self.stride and self.dilation == 1
+        return pitch and self.window in (2, 3) and self.before == 0 and self.out * self.stride <= self.size
 
     @property
     def whole(self) -> bool:
@@ -92,62 +89,59 @@ def tables(
     d: Axis, h: Axis, w: Axis, dtype: np.dtype[np.floating], backward: bool, include_pad: bool, divisor: int
 ) -> bytes:
     """Return the bytes that the kernels read; divisors are those of averages, reciprocals in the backward pass."""
-    item = dtype.itemsize
+    item, whole = dtype.itemsize, d.whole and h.whole and w.whole
+    rows_apart = min((d.most - 1) * d.dilation * h.size + (h.most - 1) * h.dilation, d.size * h.size)
+    if max(w.most, rows_apart) > MAX_PLACE and not whole:
+        raise ValueError(f"windows of more than {MAX_PLACE} columns or rows of an image are not supported")
     # Lines: not for adaptive windows, nor for those that are far apart or mostly padding.
     last = (w.window - 1) * w.dilation - w.before  # of the taps of output 0
     wide = max((w.out - 1) * w.stride + last + 1, w.size)
-    phases = w.stride if w.window and w.stride <= MAX_PHASES and w.before + wide <= 2 * w.size + 1024 else 0
+    lined = w.window and w.stride <= MAX_PHASES and not whole
+    phases = w.stride if lined and w.before + wide <= 2 * w.size + 1024 else 0
     base = pitch = ahead = 0
-    outputs = w.out
     if phases:
-        base, ahead = _up(w.before // phases + 1), _up(max(0, last // phases + 1) + 1)
-        pitch = _up(base + wide // phases + 3 * LANES)
-        outputs = max(w.out, w.size // phases + w.before // phases + 2)
-    outputs = _up(ahead + outputs + 3 * LANES)
+        base, pitch = _up(w.before // phases + 1), _up(wide // phases + 3 * LANES)
+        pitch += base
+        # The zeros before a line of outputs are also those after the one before it.
+        after = (w.size - 1 + w.before) // phases + 1 - _up(w.out)
+        ahead = _up(max(last // phases + 1, after, 0))
+    outputs = ahead + _up(w.out)
     line = phases * pitch
-    shared = h.extent >= h.stride  # lines lie in the order of the rows, otherwise of the taps
+    # A strip is some rows of the result, or all rows of some planes: few enough for L2, but more than a window reaches.
+    sizes = (d.size, h.size) if backward else (d.out, h.out)
+    unit, count, reach = (1, sizes[1], h.reach) if sizes[0] == 1 else (sizes[1], sizes[0], d.reach)
 
     def lines(count: int) -> int:
-        """Lines under so many rows of windows."""
-        return d.most * ((count - 1) * h.stride + h.extent if shared else h.most * count)
+        """The most rows under the windows of a strip."""
+        return d.rows(-(-count // sizes[1]), backward) * h.rows(min(count, sizes[1]), backward)
 
-    together = SEARCHED
-    while together > 1 and lines(together) * (line + 2 * outputs) * item > SEARCHED_LINES:
-        together -= 1
-    reach = max(d.window, d.most) * d.dilation * h.size + max(h.window, h.most) * h.dilation
-    searched = phases > 0 and reach * w.size < MAX_PLACE and lines(1) * (line + 2 * outputs) * item <= MAX_LINES
-    apart = d.out == 1 or (d.window > 0 and d.stride >= d.extent)
-    whole = d.whole and h.whole and w.whole
-    (first_d, last_d), (first_h, last_h) = (a.reached() if backward else (np.zeros(0, int),) * 2 for a in (d, h))
+    while count > reach + 1 and 3 * lines(count * unit) * outputs * item > STRIP:
+        count = max(reach + 1, (count + 1) // 2)
+    rows = d.most * h.most
+    in_order = d.size == d.out == 1 and h.dilation == 1 and h.window >= h.stride
     header = [
         *(number for a in (d, h, w) for number in (a.size, a.out, a.window, a.stride, a.before, a.dilation)),
-        d.most * h.most,
+        rows,
         phases,
+        100 * phases + (10 * w.window + w.before) * (w.dilation == 1 and w.window < 10 and w.before < 10),
         pitch,
         base,
         ahead,
         outputs,
         max(1, min(16, LINES // (line * item))) if phases else 1,
-        together if searched else SEARCHED,
-        lines(together) if searched else 0,
-        1 << (min(h.size, h.extent + (h.window == 0)) - 1).bit_length() if apart else 1,
+        count * unit,
+        lines(count * unit),
+        in_order,
         whole,
-        phases in (2, 3) and w.window == phases and w.dilation == 1 and w.before == 0 and phases * w.out <= w.size,
-        d.size == d.out == 1 and h.window > 0 and h.before == 0 and h.out * h.stride == h.size and h.extent <= h.stride,
-        shared,
-        apart,
-        d.size == 1 and h.window > 0 and h.stride >= h.extent,
-        bool((last_d < 0).any() or (last_h < 0).any()),
-        searched,
-        not searched or d.most * h.most * w.window > MAX_ROUTED,
+        w.tiles and phases > 0,
+        d.size == d.out == 1 and h.window > 0 and h.before == 0 and h.out * h.stride == h.size and h.reach < h.stride,
+        w.tiles and phases > 0 and d.size == 1 and h.tiles,
     ]
     k = np.arange(w.window if phases else 0)
     behind, phase = np.divmod(k * w.dilation - w.before, phases or 1)
     order = np.argsort(phase, kind="stable")
-    integers: list[npt.ArrayLike] = [
-        header, d.spans().ravel(), h.spans().ravel(), first_d, first_h, last_h,
-        phase * pitch + base + behind, behind[order], np.searchsorted(phase[order], np.arange(phases + 1)),
-    ]  # fmt: skip
+    starts = np.searchsorted(phase[order], np.arange(phases + 1))
+    integers: list[npt.ArrayLike] = [header, base + phase * pitch, behind, order, starts]
     counts = [np.ones(a.out) if divisor else a.cells(include_pad).astype(float) for a in (d, h, w)]
     product = divisor or math.prod(int(c[0]) for c in counts)
     same = all((c == c[0]).all() for c in counts)
@@ -156,5 +150,5 @@ def tables(
     scale = 1 / product if same and product > 0 and not product & (product - 1) else 0  # exact
     with np.errstate(divide="ignore"):
         cells = [1 / c if backward else c for c in counts]
-    reals: list[npt.ArrayLike] = [order, *cells, np.ones(LANES), [scale]]
+    reals: list[npt.ArrayLike] = [*cells, np.ones(LANES), [scale]]
     return b"".join([np.concatenate(integers).astype(np.intp).tobytes(), np.concatenate(reals).astype(dtype).tobytes()])

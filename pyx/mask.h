@@ -34,7 +34,7 @@ static inline vec pick(mask m, vec a, vec b) { return MM(mask_mov_)(b, m, a); }
 static inline mask either(mask m, mask n) { return CAT(_kor_mask, MASK_BITS)(m, n); }
 static inline mask both(mask m, mask n) { return CAT(_kand_mask, MASK_BITS)(m, n); }
 static inline int any(mask m) { return m != 0; }
-static inline int first_lane(mask m) { return __builtin_ctz(m); }
+static inline unsigned long long bits_of(mask m) { return m; } /* one bit for each lane */
 static inline mask first_lanes(int n) { return (mask)((1u << n) - 1); }
 #else
 typedef __typeof__((vec){0} < (vec){0}) mask;
@@ -48,22 +48,18 @@ static inline vec pick(mask m, vec a, vec b) { return MM(blendv_)(b, a, (vec)m);
 #else
 static inline vec pick(mask m, vec a, vec b) { return (vec)(((mask)a & m) | ((mask)b & ~m)); }
 #endif
-#if defined(__SSE2__)
-static inline int any(mask m) { return MM(movemask_)((vec)m) != 0; }
-static inline int first_lane(mask m) { return __builtin_ctz(MM(movemask_)((vec)m)); }
+static inline unsigned long long bits_of(mask m) {
+#ifdef MM
+    return (unsigned)MM(movemask_)((vec)m);
 #else
-static inline int any(mask m) {
-    int found = 0;
-    for (int i = 0; i < LANES; i++) found |= m[i] != 0;
-    return found;
-}
-static inline int first_lane(mask m) {
-    int i = 0;
-    while (!m[i]) i++;
-    return i;
-}
+    unsigned long long bits = 0;
+    for (int i = 0; i < LANES; i++) bits |= (unsigned long long)(m[i] & 1) << i;
+    return bits;
 #endif
+}
+static inline int any(mask m) { return bits_of(m) != 0; }
 #endif
+static inline int first_bit(unsigned long long bits) { return __builtin_ctzll(bits); }
 
 /* b where b > a, else a. */
 static inline vec larger(vec a, vec b) {
@@ -73,9 +69,6 @@ static inline vec larger(vec a, vec b) {
     return pick(greater(b, a), b, a);
 #endif
 }
-/* The maximum; NaN wins, of equal values a. */
-static inline vec vmax(vec a, vec b) { return pick(is_nan(b), b, larger(a, b)); }
-static inline real scalar_max(real a, real b) { return b > a || b != b ? b : a; }
 
 /* EACH(F): F(0), F(1), ... for all lanes. */
 #if LANE_COUNT == 16

@@ -10,10 +10,9 @@ cdef extern from "mask.h" nogil:
     mask both(mask m, mask n) noexcept
     vec pick(mask m, vec a, vec b) noexcept
     bint any(mask m) noexcept
-    int first_lane(mask m) noexcept
+    unsigned long long bits_of(mask m) noexcept
+    int first_bit(unsigned long long bits) noexcept
     vec larger(vec a, vec b) noexcept
-    vec vmax(vec a, vec b) noexcept
-    real scalar_max(real a, real b) noexcept
     vec first_of(vec v, int n, vec rest) noexcept
     vec load_first(const real *p, int n, vec rest) noexcept
     void store_first(real *p, vec v, int n) noexcept

@@ -4,7 +4,7 @@
 
 Taps outside the plane take no part. cyconv/pool.py has checked the arguments; arrays are flat views of C-contiguous ones. A
 prange runs over parts of the output (of the gradient of x in the backward passes); a part owns its rows, or planes, and the
-order in which an element is summed does not depend on the parts. Scratch is a few lines for each thread.
+order in which an element is summed does not depend on the parts. Scratch is some lines for each thread.
 cyconv/_reference_pool.py is the plain version.
 """
 from cython.parallel cimport prange, threadid
@@ -15,8 +15,8 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from simd cimport real, LANES, vec, load, store, splat, even, odd, zip_low, zip_high
-from mask cimport mask, greater, equal, is_nan, either, both, pick, any, larger, vmax, scalar_max, first_of, load_first, \
-    store_first, split3, join3, prefetch, places, load_at, first_lane
+from mask cimport mask, greater, equal, is_nan, either, both, pick, any, larger, first_of, load_first, \
+    store_first, split3, join3, prefetch, places, load_at, bits_of, first_bit
 from scratch cimport take, address
 
 cdef enum:
@@ -50,106 +50,77 @@ include "window.pxi"
 
 # The memory of a thread.
 cdef struct Scratch:
-    real *lines
-    real *flat              # a row, or a line, element by element; sums of double_taps
-    real *values            # [p.lines] lines of outputs for the rows under windows: maxima along w, and their taps
-    real *taps
-    real *best              # [p.together] lines of outputs: maxima, the distance of their row from the start of the window,
-    real *row
-    real *tap               # and their tap along w; -1 for none, and around the outputs
-    real *grad              # [p.together] lines of outputs: gradients, 0 around them
-    real *sums              # what a row of windows gives to each column, and to which row
-    real *places
-    real *zeros             # a row with room for whole vectors, and so is the next
-    real *kept              # [p.kept] rows of the gradient of x that are not complete
-    int64_t *index          # [p.together] rows of outputs
-    Py_ssize_t rows         # under a window
-    real *start             # [rows] their distance from the start of the window
-    Py_ssize_t *from_x      # [rows] where they are read
+    real *lines             # [p.block]
+    real *values            # [p.lines] lines of outputs, for the rows of a strip: maxima along w,
+    real *taps              # their taps, and the gradients that go there, 0 around the outputs
+    real *sums
+    real *row               # lines of outputs: the distance of a maximum's row from the window's first, its tap along w
+    real *tap
+    real *distance          # [p.rows] under a window
+    Py_ssize_t *from_first  # where in a strip they lie
+    Py_ssize_t reached      # how many lines of s.sums windows have added to
 
 include "pool_lines.pxi"
-include "pool_forward.pxi"
 include "pool_search.pxi"
 include "pool_backward.pxi"
+include "pool_forward.pxi"
+
+
+cdef inline real *lay(real **free, Py_ssize_t count) noexcept nogil:
+    """The next `count` elements of the memory."""
+    free[0] += count
+    return free[0] - count
 
 
 cdef Py_ssize_t divide(const Pool *p, const Work *w, Scratch *s, char *memory) noexcept nogil:
     """Divide the memory of a thread, and fill what does not change. Returns how many bytes that are; without memory that is
     all."""
-    cdef Py_ssize_t i, forward = w.kind <= AVERAGE_FORWARD, lines = p.block if forward else p.lines
-    cdef Py_ssize_t outputs = 0 if forward else p.outputs, rows = 0 if forward else p.rows
-    cdef Py_ssize_t flat = (max(max(p.w.size, p.line), p.w.out) + 4 * LANES + 15) // 16 * 16
-    memset(s, 0, sizeof(Scratch))
-    s.lines = <real *>memory
-    s.flat = s.lines + lines * p.line
-    s.values = s.flat + flat
-    s.taps = s.values + (flat if not forward and p.phases > 3 else 0) + p.lines * outputs
-    s.best = s.taps + p.lines * outputs
-    s.row = s.best + p.together * outputs
-    s.tap = s.row + p.together * outputs
-    s.grad = s.tap + p.together * outputs
-    s.sums = s.grad + p.together * outputs
-    s.places = s.sums + flat * (not forward)
-    s.zeros = s.places + flat * (not forward)
-    s.kept = s.zeros + row_room(p) * (not forward)
-    s.index = <int64_t *>(s.kept + row_room(p) * (0 if forward else p.kept))
-    s.from_x = <Py_ssize_t *>(s.index + (0 if forward else p.together * p.w.out))
-    s.start = <real *>(s.from_x + rows)
-    if memory != NULL:
-        for i in range(lines * p.line):
-            s.lines[i] = 0 if w.kind == AVERAGE_FORWARD else -INFINITY
-        for i in range(p.together * outputs):
-            s.tap[i] = -1
-            s.row[i] = s.grad[i] = 0
-        for i in range(row_room(p) * (not forward)):
-            s.zeros[i] = 0
-        s.row += p.ahead
-        s.tap += p.ahead
-        s.grad += p.ahead
-    return (<char *>(s.start + rows) - memory + 127) // 64 * 64
-
-
-cdef inline void run_phases(int phases, Work *w, const Pool *p, Py_ssize_t first, Py_ssize_t last, char *memory) noexcept nogil:
-    """Rows of the result, counted over all planes. `phases` is p.phases, 0 for more than 3."""
-    cdef Scratch s
-    cdef Py_ssize_t plane, rows = p.d.size * p.h.size
-    divide(p, w, &s, memory)
-    if w.kind == MAX_FORWARD:
-        forward_part(FAST, phases, p, &s, w.x, w.out, first, last)
-    elif w.kind == AVERAGE_FORWARD:
-        forward_part(SUM, phases, p, &s, w.x, w.out, first, last)
-    elif w.kind == INDICES:
-        while first < last:
-            first += find_indices(phases, p, &s, w.x, first, last, w.out + first * p.w.out, w.indices_out + first * p.w.out)
-    else:
-        while first < last:
-            plane = first // rows
-            backward_plane(phases, w, p, &s, plane, first - plane * rows, min(last - plane * rows, rows))
-            first = min(last, (plane + 1) * rows)
-
-
-cdef void run_1(Work *w, const Pool *p, Py_ssize_t a, Py_ssize_t b, char *memory) noexcept nogil: run_phases(1, w, p, a, b, memory)
-cdef void run_2(Work *w, const Pool *p, Py_ssize_t a, Py_ssize_t b, char *memory) noexcept nogil: run_phases(2, w, p, a, b, memory)
-cdef void run_3(Work *w, const Pool *p, Py_ssize_t a, Py_ssize_t b, char *memory) noexcept nogil: run_phases(3, w, p, a, b, memory)
-cdef void run_n(Work *w, const Pool *p, Py_ssize_t a, Py_ssize_t b, char *memory) noexcept nogil: run_phases(0, w, p, a, b, memory)
+    cdef Py_ssize_t i, lines = p.block * p.line, strip = (p.lines + 1) * p.outputs + 3 * LANES
+    cdef real *free = <real *>memory
+    s.lines = lay(&free, lines)
+    s.values = lay(&free, 0 if w.kind == AVERAGE_FORWARD or w.kind == AVERAGE_BACKWARD else strip) + p.ahead
+    s.taps = lay(&free, 0 if w.kind == AVERAGE_FORWARD or w.kind == AVERAGE_BACKWARD else strip) + p.ahead
+    s.sums = lay(&free, strip if w.kind > INDICES else 0) + p.ahead
+    s.row = lay(&free, p.outputs if w.kind == MAX_FORWARD else strip if w.kind == INDICES else 0)
+    s.tap = lay(&free, p.outputs if w.kind == MAX_FORWARD else strip if w.kind == INDICES else 0)
+    s.distance = lay(&free, p.rows)
+    s.from_first = <Py_ssize_t *>lay(&free, 2 * p.rows + LANES)
+    for i in range(lines if memory != NULL else 0):
+        s.lines[i] = 0 if w.kind == AVERAGE_FORWARD else -INFINITY
+    for i in range(strip if w.kind > INDICES and memory != NULL else 0):
+        s.sums[i - p.ahead] = 0
+    return (<char *>free - memory + 127) // 64 * 64
 
 
 cdef void run_part(Work *w, const Pool *p, Py_ssize_t first, Py_ssize_t last, char *memory) noexcept nogil:
+    """Rows of the result, counted over all planes; rows of windows where these own the rows under them; or planes."""
+    cdef Scratch s
+    cdef Py_ssize_t row, end, start, rows = p.d.out * p.h.out if w.kind == INDICES else p.d.size * p.h.size
     if w.kind >= SCATTER:
         if scatter_planes(w, p, first, last):
             w.outside = True        # by whichever thread: it is never set back
-    elif p.whole and w.kind <= AVERAGE_FORWARD:
-        whole_forward(w, p, first, last)
-    elif p.whole and w.kind != INDICES:
-        whole_backward(w, p, first, last)
-    elif p.phases == 1:
-        run_1(w, p, first, last, memory)
-    elif p.phases == 2:
-        run_2(w, p, first, last, memory)
-    elif p.phases == 3:
-        run_3(w, p, first, last, memory)
-    else:
-        run_n(w, p, first, last, memory)
+        return
+    if p.whole:
+        whole_planes(w, p, first, last)
+        return
+    divide(p, w, &s, memory)
+    if w.kind == MAX_FORWARD:
+        combine_part(MAX_FORWARD, w, p, &s, first, last)
+    elif w.kind == AVERAGE_FORWARD:
+        combine_part(AVERAGE_FORWARD, w, p, &s, first, last)
+    elif w.kind == MAX_BACKWARD and p.tiles:
+        combine_part(MAX_BACKWARD, w, p, &s, first, last)
+    elif w.kind == AVERAGE_BACKWARD and p.tiles:
+        combine_part(AVERAGE_BACKWARD, w, p, &s, first, last)
+    while first < last and (w.kind == INDICES or w.kind > INDICES and not p.tiles):
+        start = first // rows * rows
+        row = first - start
+        end = min(min(last - start, rows), row - row % p.strip + p.strip)
+        if w.kind == INDICES:
+            find_indices(w, p, &s, first, start + end, w.indices_out)
+        else:
+            backward_strip(w, p, &s, first // rows, row, end)
+        first = start + end
 
 
 def run(int kind, object[const real, ndim=1, mode="c"] x, object[const real, ndim=1, mode="c"] grad_out,
@@ -164,7 +135,7 @@ def run(int kind, object[const real, ndim=1, mode="c"] x, object[const real, ndi
     cdef double elements
     cdef bytearray block
     cdef char *arena
-    unpack(&p, tables, kind == MAX_BACKWARD or kind == AVERAGE_BACKWARD)
+    unpack(&p, tables)
     memset(&w, 0, sizeof(Work))
     w.kind = kind
     w.x = &x[0] if x is not None else NULL
@@ -172,8 +143,8 @@ def run(int kind, object[const real, ndim=1, mode="c"] x, object[const real, ndi
     w.indices = &indices[0] if indices is not None else NULL
     w.indices_out = &indices_out[0] if indices_out is not None else NULL
     w.out = &out[0]
-    if kind < SCATTER and not (p.whole and kind != INDICES):
-        rows *= p.d.out * p.h.out if kind <= INDICES else p.d.size * p.h.size
+    if kind < SCATTER and not p.whole:
+        rows *= p.d.out * p.h.out if kind <= INDICES or p.tiles else p.d.size * p.h.size
     elements = <double>planes * (p.in_plane + p.out_plane)
     most = 1 if elements < 2 * ELEMENTS_PER_THREAD else threads()
     most = useful_threads(elements, ELEMENTS_PER_THREAD, rows, most)
