@@ -158,9 +158,8 @@ static inline vec load_set(const real *p, lane_set set) { return MM(maskload_)(p
 #else
 typedef struct { int first, last; } lane_set;
 static inline lane_set lanes_within(Py_ssize_t first, Py_ssize_t last) { return (lane_set){lane_bound(first), lane_bound(last)}; }
-static inline vec load_set(const real *p, lane_set set) {
+static __attribute__((noinline)) vec load_set(const real *p, lane_set set) { /* called at edges only, from many places */
     real lanes[LANES] __attribute__((aligned(VECTOR_BYTES))) = {0};
-    if (set.first == 0 && set.last == LANES) return load(p);
     for (int i = set.first; i < set.last; i++) lanes[i] = p[i];
     return load(lanes);
 }
