@@ -1,4 +1,4 @@
-"""Winograd's F(4x4, 3x3): where it exists, where "auto" takes it, and what is summed directly after all."""
+"""Winograd's F(4x4, 3x3), F(2x2, 3x3) and F(4, 3): where they exist, what "auto" takes, what is summed directly."""
 
 from __future__ import annotations
 
@@ -13,36 +13,49 @@ if TYPE_CHECKING:
     from ._check import Array, Ints
 
 _VECTOR_BYTES = {"avx512": 64, "avx2": 32}  # of the instruction sets that have more than 16
-#: With fewer input channels in a group, too few errors are averaged (docs/accuracy.md).
-MIN_CHANNELS = 32
+#: Kernels: the outputs of a tile, along each axis on which the kernel has more than one tap.
+FORMS: dict[Ints, Ints] = {(3, 3): (4, 2), (1, 3): (4,), (3, 1): (4,)}
+#: Outputs of a tile: with fewer input channels in a group, too few errors are averaged (docs/accuracy.md).
+MIN_CHANNELS = {4: 32, 2: 8}
 #: What "auto" wants to gain at least, by the estimate below.
-MIN_GAIN = 1.15
-_TASK_TILES = 112  # as in pyx/winograd.pyx
+MIN_GAIN = 1.1
+_TASK_PRODUCTS = 112 * 36  # tiles of a task, times the products of one: as in pyx/winograd.pyx
 
 
 def exists(kernel: Ints, stride: Ints, dilation: Ints) -> bool:
     """Return whether a layer can be computed in this way at all."""
-    return kernel == (3, 3) and stride == dilation == (1, 1)
+    return kernel in FORMS and stride == dilation == (1, 1)
 
 
-def gain(rows: int, channels: int, height: int, width: int, lanes: int) -> float:
+def gain(kernel: Ints, outputs: int, rows: int, channels: int, height: int, width: int, lanes: int) -> float:
     """Estimate how many times faster than the direct sum one image is, for one group and `lanes` lanes.
 
-    The constants are cycles on AMD Zen 5, fitted to benchmarks/winograd.py; for other instruction sets the
-    estimate is too low by up to a third. `rows` output channels of `height` times `width` pixels. The input's transform
-    counts twice, since two threads that share an image both make it.
+    The constants are cycles, fitted to benchmarks/winograd.py on AMD Zen 5 for AVX-512, AVX2 and SSE2. `rows` output
+    channels of `height` times `width` pixels. The input's transform counts half as much again, since threads that share
+    an image all make it.
     """
-    tiles_y, tiles_x = -(-height // 4), -(-width // 4)
-    parts = -(-tiles_y // max(1, _TASK_TILES // tiles_x))
-    vectors = parts * -(-tiles_y * tiles_x // (parts * lanes))
-    products = rows * channels * (15 * vectors + 208 / lanes * parts)
-    tiles = 2 * channels * (200 * vectors + 23 * (height + 2 * parts)) + rows * (145 * vectors + 7 * height)
-    return 5.1 * rows * channels * height * width / lanes / (products + tiles)
+    taps = kernel[0] * kernel[1]
+    m = [outputs if k > 1 else 1 for k in kernel]
+    products = (m[0] + kernel[0] - 1) * (m[1] + kernel[1] - 1)
+    tiles = -(-height // m[0]) * -(-width // m[1])
+    parts = -(-tiles * products // _TASK_PRODUCTS)
+    vectors = parts * -(-tiles // (parts * lanes))
+    element, lines = 2 + 0.38 * lanes, 1 + width / lanes
+    pairs = rows * channels * (0.45 * products * vectors + element * (products + taps) * parts / lanes)
+    inputs = 1.5 * channels * (element * products * vectors + 7 * (height + (kernel[0] - 1) * parts) * lines)
+    results = rows * (0.25 * lanes * products * vectors + 7 * height * lines)
+    return 0.56 * rows * channels * taps * -(-height * width // lanes) / (pairs + inputs + results)
 
 
 @lru_cache(maxsize=1024)
-def _pays(rows: int, channels: int, height: int, width: int, lanes: int) -> bool:
-    return channels >= MIN_CHANNELS and gain(rows, channels, height, width, lanes) >= MIN_GAIN
+def _outputs(forced: bool, kernel: Ints, rows: int, channels: int, height: int, width: int, lanes: int) -> int:
+    gains = {
+        m: gain(kernel, m, rows, channels, height, width, lanes)
+        for m in FORMS[kernel]
+        if forced or channels >= MIN_CHANNELS[m]
+    }
+    best = max(gains, key=gains.__getitem__, default=0)
+    return best if forced or (best and gains[best] >= MIN_GAIN) else 0
 
 
 def lanes(dtype: np.dtype[Any]) -> int:
@@ -50,24 +63,35 @@ def lanes(dtype: np.dtype[Any]) -> int:
     return _VECTOR_BYTES.get(_dispatch.isa(), 16) // dtype.itemsize
 
 
-def pays(rows: int, channels: int, size: Ints, dtype: np.dtype[Any]) -> bool:
-    """Return whether "auto" takes it: by the shape of one group of one image, the dtype and the instruction set."""
-    return _pays(rows, channels, *size, lanes(dtype))
+def outputs(kernel: Ints, rows: int, channels: int, size: Ints, dtype: np.dtype[Any], forced: bool) -> int:
+    """Return the outputs of a tile along an axis, 0 where "auto" takes the direct sum; with `forced` it is never that.
+
+    It depends on the shape of one group of one image, the dtype and the instruction set.
+    """
+    return _outputs(forced, kernel, rows, channels, *size, lanes(dtype))
 
 
 def convolve(
-    x: Array, weight: Array, rotated: bool, bias: Array | None, out: Array, padding: Ints, groups: int, relu: bool
+    x: Array,
+    weight: Array,
+    rotated: bool,
+    outputs: int,
+    bias: Array | None,
+    out: Array,
+    padding: Ints,
+    groups: int,
+    relu: bool,
 ) -> list[slice]:
     """Write the cross-correlation of x and weight to `out`; return the images that must be summed directly.
 
     With `rotated`, x is a grad_out and `out` the gradient of the x of a pass with that weight and padding.
 
-    A tile spreads what is not finite over its 4x4 outputs, and its sums may overflow where the direct ones do not.
+    A tile spreads what is not finite over its outputs, and its sums may overflow where the direct ones do not.
     Either leaves some output of the tile that is not finite, which is what the kernel looks for. Whether an image is
     summed directly depends on itself alone.
     """
     kernels = _dispatch.kernels("winograd", x.dtype)
-    top, left = (2 - p for p in padding) if rotated else padding
+    top, left = (k - 1 - p for k, p in zip(weight.shape[2:], padding, strict=True)) if rotated else padding
     threads, scratch = _dispatch.threads(), _dispatch.scratch
-    redo = kernels.forward(x, weight, rotated, bias, out, top, left, groups, relu, threads, scratch)
+    redo = kernels.forward(x, weight, rotated, outputs, bias, out, top, left, groups, relu, threads, scratch)
     return [slice(n, n + 1) for n in redo]

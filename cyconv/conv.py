@@ -44,8 +44,8 @@ class _Plan:
     groups: int
     geometry: bytes
     patches: bool  # the gradient of x is that of a 1x1 kernel over patches
-    winograd: bool  # for the result
-    winograd_x: bool  # for the gradient of x
+    winograd: int  # for the result: outputs of a tile along an axis, 0 for the direct sum
+    winograd_x: int  # for the gradient of x
 
 
 _plans: dict[Any, _Plan] = {}
@@ -95,8 +95,9 @@ def conv2d(
     out : ndarray, shape of the result, optional
         Where to write the result; must not overlap an input.
     algorithm : {"auto", "direct", "winograd"}
-        "direct" is the plain sum. "winograd" computes 4x4 outputs at once with a quarter of the multiplications, and
-        rounding errors that are up to five times larger; it exists for 3x3 kernels with stride and dilation 1. "auto"
+        "direct" is the plain sum. "winograd" computes 4x4 or 2x2 outputs at once, 4 in a row for kernels with one row
+        or column, with a quarter to a half of the multiplications and rounding errors that are up to five times
+        larger; it exists for 3x3, 1x3 and 3x1 kernels with stride and dilation 1. "auto"
         takes it where it is faster and has at least 32 input channels (of a group) to average its errors: by the shapes
         of one image and of the weight, the dtype and the instruction set alone. See docs/accuracy.md.
 
@@ -165,7 +166,8 @@ def conv2d(
         weight = _check.contiguous(weight)
     relu, forward, threads, scratch = activation is not None, plan.kernels.forward, _dispatch.threads, _dispatch.scratch
     if plan.winograd:
-        for n in _winograd.convolve(x, weight, False, bias, buffer, plan.window[2:4], plan.groups, relu):
+        rest = plan.window[2:4], plan.groups, relu
+        for n in _winograd.convolve(x, weight, False, plan.winograd, bias, buffer, *rest):
             if forward(x[n], weight, bias, buffer[n], _of_one_image(plan), relu, threads, scratch):
                 _mend(x[n], weight, bias, buffer[n], plan, relu)
     elif forward(x, weight, bias, buffer, plan.geometry, relu, threads, scratch):
@@ -259,7 +261,8 @@ def conv2d_backward(
     if "x" in wrt:
         grad_x, weight = np.empty(plan.x, dtype), _check.contiguous(weight)
         if plan.winograd_x:
-            for n in _winograd.convolve(grad_out, weight, True, None, grad_x, plan.window[2:4], plan.groups, False):
+            rest = plan.window[2:4], plan.groups, False
+            for n in _winograd.convolve(grad_out, weight, True, plan.winograd_x, None, grad_x, *rest):
                 _grad_x(grad_out[n], weight, grad_x[n], plan, _of_one_image(plan))
         else:
             _grad_x(grad_out, weight, grad_x, plan, plan.geometry)
@@ -323,7 +326,7 @@ def _new_plan(key: Any, x: Any, weight: Any, parameters: tuple[Any, ...]) -> _Pl
     winograd = _winograd.exists(kernel, stride, dilation)
     if algorithm == "winograd" and not winograd:
         raise ValueError(
-            'algorithm="winograd" is for 3x3 kernels with stride 1 and dilation 1, got a kernel of '
+            'algorithm="winograd" is for 3x3, 1x3 and 3x1 kernels with stride 1 and dilation 1, got a kernel of '
             f"{kernel[0]}x{kernel[1]}, stride={stride}, dilation={dilation}"
         )
     size = _check.output_size(size, kernel, stride, pads, dilation)
@@ -334,16 +337,18 @@ def _new_plan(key: Any, x: Any, weight: Any, parameters: tuple[Any, ...]) -> _Pl
         padded = *padded[:2], *(m + sum(pair) for m, pair in zip(padded[2:], pads, strict=True))
     result = *x.shape[:-3], len(weight), *size
     rows, channels = len(weight) // groups, weight.shape[1]
-    forced, allowed = algorithm == "winograd", winograd and algorithm != "direct"
-    winograd = allowed and (forced or _winograd.pays(rows, channels, size, x.dtype))
-    winograd_x = allowed and (forced or _winograd.pays(channels, rows, padded[2:], x.dtype))
+    outputs = outputs_x = 0
+    if winograd and algorithm != "direct":
+        forced = algorithm == "winograd"
+        outputs = _winograd.outputs(kernel, rows, channels, size, x.dtype, forced)
+        outputs_x = _winograd.outputs(kernel, channels, rows, padded[2:], x.dtype, forced)
     kernels, one_dtype = _dispatch.kernels("conv", x.dtype), x.dtype == weight.dtype
     geometry = _pack(padded, weight.shape, size, window, groups)
     # Patches that tile x. Below 8x8 the phases of the kernels are faster than a transposition (race.py on Zen 5).
     tiled = padded[2:] == tuple(m * k for m, k in zip(size, kernel, strict=True))
     patches = tiled and window == (*kernel, 0, 0, 1, 1) and math.prod(kernel) >= 64
     fixed = kernels, x.dtype, one_dtype, batched, result, padded, pads, window, groups
-    plan = _Plan(*fixed, geometry, patches, winograd, winograd_x)
+    plan = _Plan(*fixed, geometry, patches, outputs, outputs_x)
     if key is not None:
         if len(_plans) >= 1024:
             _plans.clear()

@@ -19,17 +19,22 @@ cdef extern from "simd.h" nogil:
     real lane_sum(vec v) noexcept
 
 
-cdef inline void transpose_vectors(vec *a) noexcept nogil:
-    """Exchange rows and lanes of LANES vectors: log2(LANES) rounds of zipping row i with row i + LANES/2."""
-    cdef vec b[LANES]
+cdef inline void interleave(const int n, vec *a) noexcept nogil:
+    """Lay element j of a[i] at place n * j + i of all n vectors, a power of 2: log2(n) rounds of zipping i with i + n / 2."""
+    cdef vec b[LANES + 2]       # n is LANES or at most 4
     cdef int i, size = 1
-    while size < LANES:
-        for i in range(LANES // 2):
-            b[2 * i] = zip_low(a[i], a[i + LANES // 2])
-            b[2 * i + 1] = zip_high(a[i], a[i + LANES // 2])
-        for i in range(LANES):
+    while size < n:
+        for i in range(n // 2):
+            b[2 * i] = zip_low(a[i], a[i + n // 2])
+            b[2 * i + 1] = zip_high(a[i], a[i + n // 2])
+        for i in range(n):
             a[i] = b[i]
         size *= 2
+
+
+cdef inline void transpose_vectors(vec *a) noexcept nogil:
+    """Exchange rows and lanes of LANES vectors."""
+    interleave(LANES, a)
 
 
 cdef inline void add_halves(const int n, vec *a) noexcept nogil:

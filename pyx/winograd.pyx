@@ -1,13 +1,13 @@
-"""Winograd's F(4x4, 3x3): cross-correlation with 3x3 kernels, stride 1 and dilation 1, with a quarter of the products.
+"""Winograd's F(m, r): cross-correlation with stride and dilation 1 of 3x3, 1x3 and 3x1 kernels, with fewer products.
 
-    out[n, f, 4*ty + i, 4*tx + j] = bias[f] + (A^T m A)[i][j],   m[k] = sum over c of u[k][f][c] * v[k][c][n, ty, tx]
+    out[n, f, my*ty + i, mx*tx + j] = bias[f] + (A^T m A)[i][j],   m[k] = sum over c of u[k][f][c] * v[k][c][n, ty, tx]
 
-for the 36 elements k of the transformed kernel u and of the transformed tile v of 6x6 inputs (winograd.pxi). A task takes
-a rectangle of tiles of one image, or all tiles of some small images, and some blocks of output channels. It transforms
-the tiles of all input channels; then, for each block, it transforms the kernels, multiplies with the register tile (rows
-are output channels, lanes are tiles) and transforms back. It owns its output elements, whose sums over c run in order:
-they do not depend on tasks, threads and batch. To transform a kernel again for each task costs less than to read it
-from memory, where there is four times as much of it as of the weight.
+for my x mx outputs of a tile and all elements k of the transformed kernel u and the transformed tile v of inputs
+(winograd.pxi): F(4x4, 3x3) has 36 of them, F(2x2, 3x3) 16, F(4, 3) 6. A task takes a rectangle of tiles of one image, or
+all tiles of some small images, and some blocks of output channels. It transforms the tiles of all input channels; then,
+for each block, it transforms the kernels, multiplies with the register tile (rows are output channels, lanes are tiles)
+and transforms back. It owns its output elements, whose sums over c run in order: they do not depend on tasks, threads
+and batch. To transform a kernel again for each task costs less than to read it from memory, where there would be more.
 
 Scratch of a thread: v of a task, m of a block of output channels, u of a block and some input channels, one channel of
 the padded input. Reference: cyconv/_reference.py.
@@ -16,8 +16,8 @@ from cython.parallel cimport prange
 
 from cyconv._runtime cimport ready, useful_threads
 from libc.string cimport memset
-from simd cimport real, vec, LANES, MR, load, store, splat, vrelu, lane_sum, zip_low, zip_high, even, odd, slide, transpose_vectors
-from mask cimport load_first_or_zero, store_first, prefetch
+from simd cimport real, vec, LANES, MR, load, store, splat, vrelu, even, odd, slide, interleave, transpose_vectors
+from mask cimport load_first_or_zero, store_first, is_nan, any, split3, prefetch
 from scratch cimport take, address
 from strip cimport copy_run, zero_run, ceil_div, padded_plane
 from tile cimport Tile, tile_rows
@@ -26,7 +26,7 @@ include "winograd.pxi"
 
 
 cdef enum:
-    TASK_TILES = 112            # tiles that a task transforms at once
+    TASK_PRODUCTS = 112 * 36    # tiles that a task transforms at once, times the elements of one
     TASK_BYTES = 1 << 23        # most bytes of v
     BLOCK_BYTES = 1 << 18       # of u
     WORK_PER_THREAD = 1 << 18   # multiply-adds of the direct sum for which another thread is worth its start
@@ -41,76 +41,66 @@ cdef struct Winograd:
     Py_ssize_t images, groups, rows, channels       # rows, channels: output and input channels of a group
     Py_ssize_t height, width, out_height, out_width, ph, pw
     Py_ssize_t row_step, channel_step               # of the weight
-    Py_ssize_t tiles_y, tiles_x
+    Py_ssize_t taps, my, mx, ny, nx, elements       # of a kernel; outputs of a tile, its inputs along an axis and in all
+    Py_ssize_t tiles_y, tiles_x, tasks
     Py_ssize_t joins, parts_y, parts_x, shares      # tasks along images, rows, columns and output channels
-    Py_ssize_t tasks                                # their product and that with the groups
-    Py_ssize_t joined, image_tiles                  # most images of a task, lanes between them
-    Py_ssize_t pitch            # lanes of a task
+    Py_ssize_t joined, image_tiles, lanes, pitch    # images of a task, lanes of one, of all, between channels
     Py_ssize_t blocks, block_rows, block_channels   # blocks of output channels, most rows of one, channels of u at once
     Py_ssize_t *step_a          # [channels]
     Py_ssize_t *step_b
-    Py_ssize_t u_plane, v_plane, m_plane, cell_plane, strip_pitch, strip, line      # elements
+    Py_ssize_t u_rows, u_plane, v_plane, m_plane, cell_plane, strip_pitch, strip, line      # elements
 
 
 cdef struct Block:              # of tiles
     Py_ssize_t y, x, rows, columns
 
 
-cdef void transform_block(const Winograd *p, Py_ssize_t g, Py_ssize_t b, Py_ssize_t first, Py_ssize_t channels,
-                          real *u) noexcept nogil:
-    """The kernels of block b of output channels and some input channels: u[k][c][f]."""
-    cdef Py_ssize_t row = b * p.rows // p.blocks, rows = (b + 1) * p.rows // p.blocks - row
-    cdef Py_ssize_t c, f
-    cdef const real *weight = p.weight + g * p.rows * p.channels * 9 + row * p.row_step + first * p.channel_step
-    for c in range(channels):
-        for f in range(rows):
-            prefetch(weight + f * p.row_step + (c + 8) * p.channel_step)
+cdef inline void form_block(const int ny, const int nx, const Winograd *p, const real *weight, Py_ssize_t rows, Py_ssize_t channels,
+                            real *u) noexcept nogil:
+    """Some transformed kernels, u[k][c][f]."""
+    cdef Py_ssize_t c = 0, f, i, n
+    cdef int taps = (ny - outputs(ny) + 1) * (nx - outputs(nx) + 1)
+    cdef real kernels[9 * LANES * LANES]
+    cdef const real *weight_fc
+    while c < channels:
+        n = 1 if p.rotated else min(channels - c, <Py_ssize_t>LANES)
         f = 0
         while f < rows:
-            transform_kernels(weight + f * p.row_step + c * p.channel_step, p.row_step, <int>min(rows - f, <Py_ssize_t>LANES),
-                              p.rotated, u + c * p.block_rows + f, p.u_plane)
+            weight_fc = weight + f * p.row_step + c * p.channel_step
+            if p.rotated:
+                load_rotated(taps, weight_fc, min(rows - f, <Py_ssize_t>LANES), 8 * p.channel_step, kernels)
+            else:
+                load_kernels(weight_fc, p.row_step, rows - f, n * taps, kernels)
+            for i in range(n):
+                transform_kernels(ny, nx, kernels + i * taps * LANES, p.rotated, u + (c + i) * p.u_rows + f, p.u_plane)
             f += LANES
+        c += n
 
 
-cdef void split_row(const real *row, Py_ssize_t tiles, real *to, Py_ssize_t plane) noexcept nogil:
-    """to[j * plane + t] = row[4 * t + j] for j < 6, t < tiles; reads and writes whole vectors."""
-    cdef Py_ssize_t t = (ceil_div(tiles, LANES) - 1) * LANES
-    cdef vec next0 = splat(row[4 * (t + LANES)])
-    cdef vec next1 = splat(row[4 * (t + LANES) + 1])
-    cdef vec even0, even1, odd0, odd1
-    while t >= 0:
-        even0 = even(load(row + 4 * t), load(row + 4 * t + LANES))
-        odd0 = odd(load(row + 4 * t), load(row + 4 * t + LANES))
-        even1 = even(load(row + 4 * t + 2 * LANES), load(row + 4 * t + 3 * LANES))
-        odd1 = odd(load(row + 4 * t + 2 * LANES), load(row + 4 * t + 3 * LANES))
-        store(to + 2 * plane + t, odd(even0, even1))
-        store(to + 3 * plane + t, odd(odd0, odd1))
-        even0 = even(even0, even1)
-        odd0 = even(odd0, odd1)
-        store(to + t, even0)
-        store(to + plane + t, odd0)
-        store(to + 4 * plane + t, slide(even0, next0))
-        store(to + 5 * plane + t, slide(odd0, next1))
-        next0 = even0
-        next1 = odd0
-        t -= LANES
-
-
-cdef void load_tiles(const Winograd *p, const real *x_nc, const Block *block, real *strip, real *v) noexcept nogil:
+cdef inline void load_form(const int ny, const int nx, const Winograd *p, const real *x_nc, const Block *block, real *strip,
+                           real *v) noexcept nogil:
     """The transformed tiles of one channel."""
-    cdef Py_ssize_t r, y, t = 0, tiles = block.rows * block.columns, n = 4 * block.columns + 2, x = 4 * block.x - p.pw
+    cdef int my = outputs(ny), mx = outputs(nx)
+    cdef Py_ssize_t r, y, i, t = 0, tiles = block.rows * block.columns, n = mx * block.columns + nx - mx, x = mx * block.x - p.pw
     cdef Py_ssize_t first = min(n, max(<Py_ssize_t>0, -x)), last = max(first, min(n, p.width - x))
     cdef real *cells = strip + p.strip
-    for r in range(4 * block.rows + 2):
-        y = 4 * block.y + r - p.ph
-        zero_run(strip + r * p.strip_pitch, n)
+    cdef real *row
+    for r in range(my * block.rows + ny - my):
+        y = my * block.y + r - p.ph
+        row = strip + r * p.strip_pitch if nx > 1 else cells + r % my * p.cell_plane + r // my * block.columns
+        zero_run(row, n)
         if 0 <= y < p.height:
-            copy_run(strip + r * p.strip_pitch + first, x_nc + y * p.width + x + first, last - first)
-    for r in range(4 * block.rows + 2):
-        split_row(strip + r * p.strip_pitch, block.columns, cells + r % 4 * 6 * p.cell_plane + r // 4 * block.columns, p.cell_plane)
+            i = first
+            while i < last:     # the next channel's row, which begins elsewhere
+                prefetch(x_nc + (p.height + y) * p.width + x + i)
+                i += LANES
+            copy_run(row + first, x_nc + y * p.width + x + first, last - first)
+    for r in range(my * block.rows + ny - my if nx > 1 else 0):
+        split_row(nx, strip + r * p.strip_pitch, block.columns, cells + r % my * nx * p.cell_plane + r // my * block.columns,
+                  p.cell_plane)
     while t < tiles:            # the last vector overlaps the one before it
         t = max(<Py_ssize_t>0, min(t, tiles - LANES))
-        transform_input(cells + t, p.cell_plane, block.columns, v + t, p.v_plane)
+        transform_input(ny, nx, cells + t, p.cell_plane, block.columns, v + t, p.v_plane)
         t += LANES
 
 
@@ -120,65 +110,78 @@ cdef void multiply(const Winograd *p, const real *u, const real *v, real *m, Py_
     cdef Py_ssize_t k, done
     cdef Tile t
     cdef int j
-    t.step_a = p.step_a
-    t.step_b = p.step_b
-    t.steps = channels
-    t.bias = NULL
-    t.relu = False
-    t.accumulate = accumulate
-    t.out_row = p.pitch
+    t.step_a, t.step_b, t.steps = p.step_a, p.step_b, channels
+    t.bias, t.relu, t.accumulate, t.out_row = NULL, False, accumulate, p.pitch
     for j in range(MR):
         t.row[j] = j
-    for k in range(36):
-        t.a = u + k * p.u_plane
-        t.b = v + k * p.v_plane
-        t.out = m + k * p.m_plane
+    for k in range(p.elements):
+        t.a, t.b, t.out = u + k * p.u_plane, v + k * p.v_plane, m + k * p.m_plane
         done = 0
-        while done < p.pitch:
+        while done < p.lanes:
             t.pixel[0] = t.out_pixel[0] = done
             t.pixel[1] = t.out_pixel[1] = done + LANES
-            tile_rows(<int>rows, 2 if done + LANES < p.pitch else 1, &t)
+            tile_rows(<int>rows, 2 if done + LANES < p.lanes else 1, &t)
             done += 2 * LANES
 
 
-cdef vec finish_row(real *to, const real *row, Py_ssize_t n, vec bias, bint relu) noexcept nogil:
-    """to[i] = row[i] + bias for i < n; return lanes that are NaN if one of them is not finite, else 0."""
-    cdef vec y, bad = splat(0)
-    cdef Py_ssize_t i = 0
-    while i < n:
-        if n >= LANES:
-            i = min(i, n - LANES)
-            y = load(row + i) + bias
-            store(to + i, vrelu(y) if relu else y)
-        else:
-            y = load_first_or_zero(row, <int>n) + bias
-            store_first(to, vrelu(y) if relu else y, <int>n)
-        bad = bad + y * splat(0)
-        i += LANES
-    return bad
+cdef inline bint store_form(const int ny, const int nx, const Winograd *p, const real *m, const Block *block, real *lines,
+                            real *out_nf, real bias) noexcept nogil:
+    """The outputs of one channel from its products; return whether one of them, before relu, is not finite."""
+    cdef int my = outputs(ny), mx = outputs(nx)
+    cdef Py_ssize_t i, y, x = mx * block.x, t = 0, tiles = block.rows * block.columns, n = min(mx * block.columns, p.out_width - x)
+    cdef vec value, bad = splat(0)
+    cdef const real *row
+    cdef real *to
+    while t < tiles:
+        t = max(<Py_ssize_t>0, min(t, tiles - LANES))
+        transform_output(ny, nx, m + t, p.m_plane, lines + mx * t, p.line)
+        t += LANES
+    for y in range(my * block.y, min(my * (block.y + block.rows), p.out_height)):
+        row = lines + y % my * p.line + (y // my - block.y) * mx * block.columns
+        to = out_nf + y * p.out_width + x
+        i = 0
+        while i < n:
+            prefetch(to + p.out_height * p.out_width + i)       # the next channel's
+            if n >= LANES:
+                i = min(i, n - LANES)
+                value = load(row + i) + splat(bias)
+                store(to + i, vrelu(value) if p.relu else value)
+            else:
+                value = load_first_or_zero(row, <int>n) + splat(bias)
+                store_first(to, vrelu(value) if p.relu else value, <int>n)
+            bad = bad + value * splat(0)    # NaN if it is not finite
+            i += LANES
+    return any(is_nan(bad))
+
+
+# The same for each of the forms.
+
+cdef void transform_block(const Winograd *p, const real *weight, Py_ssize_t rows, Py_ssize_t channels, real *u) noexcept nogil:
+    if p.nx == 1: form_block(6, 1, p, weight, rows, channels, u)
+    elif p.ny == 1: form_block(1, 6, p, weight, rows, channels, u)
+    elif p.nx == 4: form_block(4, 4, p, weight, rows, channels, u)
+    else: form_block(6, 6, p, weight, rows, channels, u)
+
+
+cdef void load_tiles(const Winograd *p, const real *x_nc, const Block *block, real *strip, real *v) noexcept nogil:
+    if p.nx == 1: load_form(6, 1, p, x_nc, block, strip, v)
+    elif p.ny == 1: load_form(1, 6, p, x_nc, block, strip, v)
+    elif p.nx == 4: load_form(4, 4, p, x_nc, block, strip, v)
+    else: load_form(6, 6, p, x_nc, block, strip, v)
 
 
 cdef bint store_tiles(const Winograd *p, const real *m, const Block *block, real *lines, real *out_nf, real bias) noexcept nogil:
-    """The outputs of one channel from its products; return whether one of them, before relu, is not finite."""
-    cdef Py_ssize_t y, x = 4 * block.x, t = 0, tiles = block.rows * block.columns
-    cdef vec bad = splat(0)
-    cdef real total
-    while t < tiles:
-        t = max(<Py_ssize_t>0, min(t, tiles - LANES))
-        transform_output(m + t, p.m_plane, lines + 4 * t, p.line)
-        t += LANES
-    for y in range(4 * block.y, min(4 * (block.y + block.rows), p.out_height)):
-        bad = bad + finish_row(out_nf + y * p.out_width + x, lines + y % 4 * p.line + (y // 4 - block.y) * 4 * block.columns,
-                               min(4 * block.columns, p.out_width - x), splat(bias), p.relu)
-    total = lane_sum(bad)
-    return total != total
+    if p.nx == 1: return store_form(6, 1, p, m, block, lines, out_nf, bias)
+    if p.ny == 1: return store_form(1, 6, p, m, block, lines, out_nf, bias)
+    if p.nx == 4: return store_form(4, 4, p, m, block, lines, out_nf, bias)
+    return store_form(6, 6, p, m, block, lines, out_nf, bias)
 
 
 cdef void run_tasks(const Winograd *p, Py_ssize_t first, Py_ssize_t last, real *v, char *bad) noexcept nogil:
     """The tasks first..last; tiles are transformed once for all shares of output channels that follow each other."""
-    cdef real *m = v + 36 * p.v_plane
-    cdef real *u = m + 36 * p.m_plane
-    cdef real *memory = u + 36 * p.u_plane
+    cdef real *m = v + p.elements * p.v_plane
+    cdef real *u = m + p.elements * p.m_plane
+    cdef real *memory = u + p.elements * p.u_plane
     cdef Py_ssize_t task, i, g, n0, n1, n, c, b, f, f0, f1, loaded = -1
     cdef Block block
     for task in range(first, last):
@@ -190,8 +193,7 @@ cdef void run_tasks(const Winograd *p, Py_ssize_t first, Py_ssize_t last, real *
         block.rows = (i % p.parts_y + 1) * p.tiles_y // p.parts_y - block.y
         i //= p.parts_y
         g = i % p.groups
-        n0 = i // p.groups * p.images // p.joins
-        n1 = (i // p.groups + 1) * p.images // p.joins
+        n0, n1 = i // p.groups * p.images // p.joins, (i // p.groups + 1) * p.images // p.joins
         if task // p.shares != loaded:
             loaded = task // p.shares
             for c in range(p.channels):
@@ -199,12 +201,11 @@ cdef void run_tasks(const Winograd *p, Py_ssize_t first, Py_ssize_t last, real *
                     load_tiles(p, p.x + ((n * p.groups + g) * p.channels + c) * p.height * p.width, &block, memory,
                                v + c * p.pitch + (n - n0) * p.image_tiles)
         for b in range(task % p.shares * p.blocks // p.shares, (task % p.shares + 1) * p.blocks // p.shares):
-            f0 = b * p.rows // p.blocks
-            f1 = (b + 1) * p.rows // p.blocks
+            f0, f1 = b * p.rows // p.blocks, (b + 1) * p.rows // p.blocks
             c = 0
             while c < p.channels:
                 n = min(p.block_channels, p.channels - c)
-                transform_block(p, g, b, c, n, u)
+                transform_block(p, p.weight + g * p.rows * p.channels * p.taps + f0 * p.row_step + c * p.channel_step, f1 - f0, n, u)
                 multiply(p, u, v + c * p.pitch, m, f1 - f0, n, c > 0)
                 c += n
             for f in range(f0, f1):
@@ -217,9 +218,9 @@ cdef void run_tasks(const Winograd *p, Py_ssize_t first, Py_ssize_t last, real *
 
 cdef void plan(Winograd *p, int threads) noexcept nogil:
     cdef Py_ssize_t a = threads, b, rows, columns
-    cdef Py_ssize_t tiles = max(1, min(TASK_TILES, TASK_BYTES // (36 * p.channels * <Py_ssize_t>sizeof(real))))
-    p.tiles_y = ceil_div(p.out_height, 4)
-    p.tiles_x = ceil_div(p.out_width, 4)
+    cdef Py_ssize_t tiles = TASK_BYTES // (p.elements * p.channels * <Py_ssize_t>sizeof(real))
+    tiles = max(1, min(tiles, TASK_PRODUCTS // p.elements))
+    p.tiles_y, p.tiles_x = ceil_div(p.out_height, p.my), ceil_div(p.out_width, p.mx)
     p.parts_x = ceil_div(p.tiles_x, tiles)
     columns = ceil_div(p.tiles_x, p.parts_x)
     p.parts_y = ceil_div(p.tiles_y, max(1, tiles // columns))
@@ -228,7 +229,8 @@ cdef void plan(Winograd *p, int threads) noexcept nogil:
     p.joined = max(1, tiles // p.image_tiles) if p.parts_x * p.parts_y == 1 else 1
     p.joins = ceil_div(p.images, p.joined)
     p.joined = ceil_div(p.images, p.joins)
-    p.pitch = ceil_div(p.joined * p.image_tiles, LANES) * LANES
+    p.lanes = ceil_div(p.joined * p.image_tiles, LANES) * LANES
+    p.pitch = padded_plane(p.lanes)
     b = p.tasks = p.joins * p.groups * p.parts_y * p.parts_x
     while b:
         a, b = b, a % b         # in the end the greatest common divisor
@@ -236,21 +238,22 @@ cdef void plan(Winograd *p, int threads) noexcept nogil:
     p.tasks *= p.shares
     p.blocks = ceil_div(ceil_div(p.rows, MR), p.shares) * p.shares
     p.block_rows = ceil_div(p.rows, p.blocks)
-    p.block_channels = min(p.channels, ceil_div(BLOCK_BYTES, 36 * MR * <Py_ssize_t>sizeof(real)))
-    p.u_plane = padded_plane(p.block_channels * p.block_rows + LANES)
+    p.block_channels = min(p.channels, ceil_div(BLOCK_BYTES, p.elements * MR * <Py_ssize_t>sizeof(real)))
+    p.u_rows = ceil_div(p.block_rows, LANES) * LANES
+    p.u_plane = padded_plane(p.block_channels * p.u_rows)
     p.v_plane = padded_plane(p.channels * p.pitch + LANES)
     p.m_plane = padded_plane(p.block_rows * p.pitch + LANES)
-    p.strip_pitch = 4 * columns + 2
-    p.strip = (4 * rows + 2) * p.strip_pitch + 5 * LANES
-    p.cell_plane = padded_plane((rows + 1) * columns + LANES)
-    p.line = 4 * (p.image_tiles + LANES)
+    p.strip_pitch = p.mx * columns + p.nx - p.mx
+    p.strip = (p.my * rows + p.ny - p.my) * p.strip_pitch + 5 * LANES
+    p.cell_plane = padded_plane((rows + (p.ny - 1) // p.my) * columns + LANES)
+    p.line = p.mx * (p.image_tiles + LANES)
 
 
-def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, bint rotated, const real[::1] bias,
+def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, bint rotated, Py_ssize_t outputs, const real[::1] bias,
             real[:, :, :, ::1] out, Py_ssize_t ph, Py_ssize_t pw, Py_ssize_t groups, bint relu, int threads, list scratch):
     """out = cross-correlation of x and weight, plus bias; relu clips it at zero.
 
-    Rotated: the gradient of the x of a pass with that weight, x being its grad_out; the padding is 2 less its padding.
+    Rotated: the gradient of the x of a pass with that weight, x being its grad_out; the padding is a kernel's size - 1, less its padding.
     Return the images that have a result that is not finite, before relu: they are to be summed directly, since a tile
     spreads what is not finite over its outputs and its sums may overflow where the direct one does not.
     """
@@ -260,28 +263,21 @@ def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, bint ro
     cdef bytearray block
     cdef char *bad
     cdef real *memory
-    p.x = &x[0, 0, 0, 0]
-    p.weight = &weight[0, 0, 0, 0]
+    p.x, p.weight, p.out = &x[0, 0, 0, 0], &weight[0, 0, 0, 0], &out[0, 0, 0, 0]
     p.bias = &bias[0] if bias is not None else NULL
-    p.out = &out[0, 0, 0, 0]
-    p.relu = relu
-    p.rotated = rotated
-    p.images = x.shape[0]
-    p.groups = groups
-    p.rows = out.shape[1] // groups
-    p.channels = x.shape[1] // groups
-    p.height = x.shape[2]
-    p.width = x.shape[3]
-    p.out_height = out.shape[2]
-    p.out_width = out.shape[3]
-    p.ph = ph
-    p.pw = pw
-    p.row_step = 9 if rotated else 9 * p.channels
-    p.channel_step = 9 * p.rows if rotated else 9
-    parts = useful_threads(<double>out.size * p.channels * 9, WORK_PER_THREAD, threads, threads)
+    p.relu, p.rotated = relu, rotated
+    p.images, p.groups, p.ph, p.pw = x.shape[0], groups, ph, pw
+    p.rows, p.out_height, p.out_width = out.shape[1] // groups, out.shape[2], out.shape[3]
+    p.channels, p.height, p.width = x.shape[1] // groups, x.shape[2], x.shape[3]
+    p.taps = weight.shape[2] * weight.shape[3]
+    p.row_step, p.channel_step = p.taps * (1 if rotated else p.channels), p.taps * (p.rows if rotated else 1)
+    p.my, p.mx = outputs if weight.shape[2] > 1 else 1, outputs if weight.shape[3] > 1 else 1
+    p.ny, p.nx = p.my + weight.shape[2] - 1, p.mx + weight.shape[3] - 1
+    p.elements = p.ny * p.nx
+    parts = useful_threads(<double>out.size * p.channels * p.taps, WORK_PER_THREAD, threads, threads)
     plan(&p, parts)
     parts = <int>min(<Py_ssize_t>parts, p.tasks)
-    size = padded_plane(36 * (p.u_plane + p.v_plane + p.m_plane) + max(p.strip + 24 * p.cell_plane, 4 * p.line))
+    size = padded_plane(p.elements * (p.u_plane + p.v_plane + p.m_plane) + max(p.strip + p.my * p.nx * p.cell_plane, p.my * p.line))
     block = take(scratch, <double>size * parts * sizeof(real) + 2. * p.channels * sizeof(Py_ssize_t) + <double>p.tasks * p.joined)
     memory = <real *>address(block)
     p.step_a = <Py_ssize_t *>(memory + size * parts)
@@ -289,7 +285,7 @@ def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, bint ro
     bad = <char *>(p.step_b + p.channels)
     memset(bad, 0, p.tasks * p.joined)
     for i in range(p.channels):
-        p.step_a[i] = i * p.block_rows
+        p.step_a[i] = i * p.u_rows
         p.step_b[i] = i * p.pitch
     with nogil:
         if parts == 1:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from strategies import convolutions
 
 import cyconv
+from cyconv import _winograd
 
 pytestmark = [
     pytest.mark.usefixtures("isa"),
@@ -34,13 +35,14 @@ def test_nothing_outside_the_arrays_is_touched(dtype, case, at_the_end):
 @given(
     shape=st.tuples(*[st.integers(1, most) for most in (3, 2, 6, 5, 20, 40)]),
     padding=st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 2),
+    kernel=st.sampled_from([*_winograd.FORMS]),
     at_the_end=st.booleans(),
 )
-def test_winograd_touches_nothing_outside_the_arrays(rng, dtype, shape, padding, at_the_end):
+def test_winograd_touches_nothing_outside_the_arrays(rng, dtype, shape, padding, kernel, at_the_end):
     N, groups, C, F, H, W = shape
     H, W = (max(m, 3 - sum(p)) for m, p in zip((H, W), padding, strict=True))
     guarded, parameters = Guarded(at_the_end), {"padding": padding, "groups": groups, "algorithm": "winograd"}
-    x, weight = guarded.random(rng, (N, groups * C, H, W), dtype), guarded.random(rng, (groups * F, C, 3, 3), dtype)
+    x, weight = (guarded.random(rng, s, dtype) for s in ((N, groups * C, H, W), (groups * F, C, *kernel)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(np, "empty", guarded.empty)
         out = cyconv.conv2d(x, weight, guarded.random(rng, len(weight), dtype), **parameters)
