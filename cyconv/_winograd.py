@@ -17,8 +17,8 @@ _VECTOR_BYTES = {"avx512": 64, "avx2": 32}  # of the instruction sets that have 
 FORMS: dict[Ints, Ints] = {(3, 3): (4, 2), (1, 3): (4,), (3, 1): (4,)}
 #: Outputs of a tile: with fewer input channels in a group, too few errors are averaged (docs/accuracy.md).
 MIN_CHANNELS = {4: 32, 2: 8}
-#: What "auto" wants to gain at least, by the estimate below.
-MIN_GAIN = 1.1
+#: What "auto" wants to gain at least by the estimate below, which is too low more often than too high.
+MIN_GAIN = 1.0
 _TASK_PRODUCTS = 112 * 36  # tiles of a task, times the products of one: as in pyx/winograd.pyx
 
 
@@ -40,11 +40,12 @@ def gain(kernel: Ints, outputs: int, rows: int, channels: int, height: int, widt
     tiles = -(-height // m[0]) * -(-width // m[1])
     parts = -(-tiles * products // _TASK_PRODUCTS)
     vectors = parts * -(-tiles // (parts * lanes))
-    element, lines = 2 + 0.38 * lanes, 1 + width / lanes
+    element, line = 2 + 0.38 * lanes, 1 + width / lanes
     pairs = rows * channels * (0.45 * products * vectors + element * (products + taps) * parts / lanes)
-    inputs = 1.5 * channels * (element * products * vectors + 7 * (height + (kernel[0] - 1) * parts) * lines)
-    results = rows * (0.25 * lanes * products * vectors + 7 * height * lines)
-    return 0.56 * rows * channels * taps * -(-height * width // lanes) / (pairs + inputs + results)
+    inputs = 1.5 * channels * (element * products * vectors + 7 * (height + (kernel[0] - 1) * parts) * line)
+    results = rows * (0.25 * lanes * products * vectors + 7 * height * line)
+    direct = 0.5 * rows * channels * taps * (1 + -(-height * width // lanes)) + (8 * channels + 3 * rows) * height * line
+    return direct / (pairs + inputs + results)
 
 
 @lru_cache(maxsize=1024)
