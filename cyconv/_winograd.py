@@ -44,7 +44,9 @@ def gain(kernel: Ints, outputs: int, rows: int, channels: int, height: int, widt
     pairs = rows * channels * (0.45 * products * vectors + element * (products + taps) * parts / lanes)
     inputs = 1.5 * channels * (element * products * vectors + 7 * (height + (kernel[0] - 1) * parts) * line)
     results = rows * (0.25 * lanes * products * vectors + 7 * height * line)
-    direct = 0.5 * rows * channels * taps * (1 + -(-height * width // lanes)) + (8 * channels + 3 * rows) * height * line
+    direct = (
+        0.5 * rows * channels * taps * (1 + -(-height * width // lanes)) + (8 * channels + 3 * rows) * height * line
+    )
     return direct / (pairs + inputs + results)
 
 
