@@ -21,7 +21,12 @@ KINDS = {
     "scaled pixels": lambda rng, x: x * 10 ** rng.uniform(-4, 4, x.shape),
     "one pixel": lambda rng, x: np.where(np.arange(x[0].size).reshape(x[0].shape) == x[0].size // 2, 1e4, x),
 }
-FORMS = {"F(4x4, 3x3)": ((3, 3), 4), "F(2x2, 3x3)": ((3, 3), 2), "F(4, 3)": ((1, 3), 4)}  # kernel, outputs of a tile
+FORMS = {
+    "F(4x4, 3x3)": ((3, 3), 4),
+    "F(2x2, 3x3)": ((3, 3), 2),
+    "F(2x2, 5x5)": ((5, 5), 2),
+    "F(4, 3)": ((1, 3), 4),
+}  # kernel, outputs of a tile
 HIGHER = {"float32": np.float64, "float64": np.longdouble}
 
 

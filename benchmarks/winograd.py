@@ -15,7 +15,7 @@ from cyconv import _dispatch, _winograd
 
 CHANNELS = ((8, 8), (16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (3, 64), (16, 64), (64, 16), (512, 32))
 SQUARES = (4, 6, 7, 8, 10, 12, 13, 14, 16, 20, 24, 28, 32, 56, 112)
-SIZES = {(3, 3): [(s, s) for s in SQUARES], (3, 1): [(s, s) for s in SQUARES]}
+SIZES = {kernel: [(s, s) for s in SQUARES] for kernel in ((3, 3), (5, 5), (3, 1))}
 SIZES[1, 3] = [*SIZES[3, 1], *((1, s) for s in (16, 50, 100, 256, 1024, 4096))]
 MOST = 10**9  # multiply-adds
 

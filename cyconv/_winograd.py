@@ -1,4 +1,4 @@
-"""Winograd's F(4x4, 3x3), F(2x2, 3x3) and F(4, 3): where they exist, what "auto" takes, what is summed directly."""
+"""Winograd's F(4x4, 3x3), F(2x2, 3x3), F(2x2, 5x5) and F(4, 3): where they exist, what "auto" takes of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from ._check import Array, Ints
 
 _VECTOR_BYTES = {"avx512": 64, "avx2": 32}  # of the instruction sets that have more than 16
-#: Kernels: the outputs of a tile, along each axis on which the kernel has more than one tap.
-FORMS: dict[Ints, Ints] = {(3, 3): (4, 2), (1, 3): (4,), (3, 1): (4,)}
-#: Outputs of a tile: with fewer input channels in a group, too few errors are averaged (docs/accuracy.md).
-MIN_CHANNELS = {4: 32, 2: 8}
+#: Kernels: the outputs of a tile along each axis on which the kernel has more than one tap, and how many input channels
+#: a group must have so that enough errors are averaged (docs/accuracy.md).
+FORMS: dict[Ints, dict[int, int]] = {(3, 3): {4: 32, 2: 8}, (5, 5): {2: 8}, (1, 3): {4: 32}, (3, 1): {4: 32}}
 #: What "auto" wants to gain at least by the estimate below, which is too low more often than too high.
 MIN_GAIN = 1.0
 _TASK_PRODUCTS = 112 * 36  # tiles of a task, times the products of one: as in pyx/winograd.pyx
@@ -54,8 +53,8 @@ def gain(kernel: Ints, outputs: int, rows: int, channels: int, height: int, widt
 def _outputs(forced: bool, kernel: Ints, rows: int, channels: int, height: int, width: int, lanes: int) -> int:
     gains = {
         m: gain(kernel, m, rows, channels, height, width, lanes)
-        for m in FORMS[kernel]
-        if forced or channels >= MIN_CHANNELS[m]
+        for m, least in FORMS[kernel].items()
+        if forced or channels >= least
     }
     best = max(gains, key=gains.__getitem__, default=0)
     return best if forced or (best and gains[best] >= MIN_GAIN) else 0

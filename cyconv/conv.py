@@ -97,7 +97,7 @@ def conv2d(
     algorithm : {"auto", "direct", "winograd"}
         "direct" is the plain sum. "winograd" computes 4x4 or 2x2 outputs at once, 4 in a row for kernels with one row
         or column, with a quarter to a half of the multiplications and rounding errors that are up to five times
-        larger; it exists for 3x3, 1x3 and 3x1 kernels with stride and dilation 1. "auto"
+        larger; it exists for 3x3, 5x5, 1x3 and 3x1 kernels with stride and dilation 1. "auto"
         takes it where it is faster and has at least 32 input channels (of a group) to average its errors: by the shapes
         of one image and of the weight, the dtype and the instruction set alone. See docs/accuracy.md.
 
@@ -326,7 +326,7 @@ def _new_plan(key: Any, x: Any, weight: Any, parameters: tuple[Any, ...]) -> _Pl
     winograd = _winograd.exists(kernel, stride, dilation)
     if algorithm == "winograd" and not winograd:
         raise ValueError(
-            'algorithm="winograd" is for 3x3, 1x3 and 3x1 kernels with stride 1 and dilation 1, got a kernel of '
+            'algorithm="winograd" is for 3x3, 5x5, 1x3 and 3x1 kernels with stride 1 and dilation 1, got a kernel of '
             f"{kernel[0]}x{kernel[1]}, stride={stride}, dilation={dilation}"
         )
     size = _check.output_size(size, kernel, stride, pads, dilation)

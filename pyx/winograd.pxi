@@ -3,8 +3,8 @@
 #     y = A^T ((G g) * (B^T d))
 #
 # and along both axes the same first along the columns, then along the rows. The points are 0, infinity and, for n = 6,
-# +-5/8 and +-3/2, for n = 4, +-1; n = 1 is an axis on which the kernel has one tap. The rows of the points +p and -p
-# share their even and odd parts. Sizes are constants at every call. Lanes are tiles; of the weight, output channels.
+# +-5/8 and +-3/2, for n = 4, +-1; n = 1 is an axis on which the kernel has one tap, whatever r is. The rows of the points
+# +p and -p share their even and odd parts. Sizes are constants at every call. Lanes are tiles; of the weight, channels.
 
 cdef inline void input_axis(const int n, const vec *d, vec *v, const int step) noexcept nogil:
     """v[i * step] = row i of B^T, times d."""
@@ -30,7 +30,7 @@ cdef inline void input_axis(const int n, const vec *d, vec *v, const int step) n
         v[5 * step] = d[5] - splat(a * a + b * b) * d[3] + splat(a * a * b * b) * d[1]
 
 
-cdef inline void output_axis(const int n, const vec *m, vec *y, const int step) noexcept nogil:
+cdef inline void output_axis(const int n, const int r, const vec *m, vec *y, const int step) noexcept nogil:
     """y[i * step] = row i of A^T, times m."""
     cdef real a = 0.625, b = 1.5
     cdef vec even_a, odd_a, even_b, odd_b
@@ -45,37 +45,41 @@ cdef inline void output_axis(const int n, const vec *m, vec *y, const int step) 
         even_b = m[3] + m[4]
         odd_b = m[3] - m[4]
         y[0] = m[0] + even_a + even_b
-        y[step] = splat(a) * odd_a + splat(b) * odd_b
-        y[2 * step] = splat(a * a) * even_a + splat(b * b) * even_b
-        y[3 * step] = splat(a * a * a) * odd_a + (splat(b * b * b) * odd_b + m[5])
+        y[step] = splat(a) * odd_a + (splat(b) * odd_b + m[5] if r == 5 else splat(b) * odd_b)
+        if r == 3:
+            y[2 * step] = splat(a * a) * even_a + splat(b * b) * even_b
+            y[3 * step] = splat(a * a * a) * odd_a + (splat(b * b * b) * odd_b + m[5])
 
 
-cdef inline void weight_pair(double p, double q, const vec *g, vec *u, const int step) noexcept nogil:
-    """The rows of G of the points +p and -p, where q is the product of the squared distances to the other points."""
+cdef inline void weight_pair(double p, double q, const int r, const vec *g, vec *u, const int step) noexcept nogil:
+    """The rows of G of the points +p and -p, where q is the product of p - s and p + s for the other pair +-s, or 1."""
     cdef vec even_part = splat(1 / (2 * p * p * q)) * g[0] + splat(1 / (2 * q)) * g[2]
     cdef vec odd_part = splat(1 / (2 * p * q)) * g[1]
+    if r == 5:
+        even_part = even_part + splat(p * p / (2 * q)) * g[4]
+        odd_part = odd_part + splat(p / (2 * q)) * g[3]
     u[0] = even_part + odd_part
     u[step] = even_part - odd_part
 
 
-cdef inline void weight_axis(const int n, const vec *g, vec *u, const int step) noexcept nogil:
+cdef inline void weight_axis(const int n, const int r, const vec *g, vec *u, const int step) noexcept nogil:
     """u[i * step] = row i of G, times g."""
     cdef double a = 0.625, b = 1.5
     if n == 1:
         u[0] = g[0]
     elif n == 4:
         u[0] = -g[0]
-        weight_pair(1, 1, g, u + step, step)
-        u[3 * step] = g[2]
+        weight_pair(1, 1, r, g, u + step, step)
+        u[3 * step] = g[r - 1]
     else:
         u[0] = splat(1 / (a * a * b * b)) * g[0]
-        weight_pair(a, a * a - b * b, g, u + step, step)
-        weight_pair(b, b * b - a * a, g, u + 3 * step, step)
-        u[5 * step] = g[2]
+        weight_pair(a, a * a - b * b, r, g, u + step, step)
+        weight_pair(b, b * b - a * a, r, g, u + 3 * step, step)
+        u[5 * step] = g[r - 1]
 
 
-cdef inline int outputs(const int n) noexcept nogil:
-    return n - 2 if n > 1 else 1
+cdef inline int outputs(const int n, const int r) noexcept nogil:
+    return n - r + 1 if n > 1 else 1
 
 
 cdef inline void split(const int m, vec *a) noexcept nogil:
@@ -91,12 +95,12 @@ cdef inline void split(const int m, vec *a) noexcept nogil:
         size *= 2
 
 
-cdef inline void split_row(const int n, const real *row, Py_ssize_t tiles, real *to, Py_ssize_t plane) noexcept nogil:
+cdef inline void split_row(const int n, const int r, const real *row, Py_ssize_t tiles, real *to, Py_ssize_t plane) noexcept nogil:
     """to[j * plane + t] = row[m * t + j] for j < n, t < tiles; reads and writes whole vectors."""
     cdef Py_ssize_t t = (ceil_div(tiles, LANES) - 1) * LANES
     cdef vec part[6]
     cdef vec after[6]           # those of the next tiles
-    cdef int j, m = outputs(n)
+    cdef int j, m = outputs(n, r)
     for j in range(n - m):
         after[j] = splat(row[m * (t + LANES) + j])
     while t >= 0:
@@ -111,12 +115,12 @@ cdef inline void split_row(const int n, const real *row, Py_ssize_t tiles, real 
         t -= LANES
 
 
-cdef inline void transform_input(const int ny, const int nx, const real *d, Py_ssize_t plane, Py_ssize_t row, real *to,
-                                 Py_ssize_t to_plane) noexcept nogil:
+cdef inline void transform_input(const int ny, const int nx, const int r, const real *d, Py_ssize_t plane, Py_ssize_t row,
+                                 real *to, Py_ssize_t to_plane) noexcept nogil:
     """to[(nx * i + j) * to_plane] = (B^T d B)[i][j]; d is [i modulo m][j][tile] and a row of tiles has `row` of them."""
     cdef vec columns[36]
     cdef vec part[6]
-    cdef int i, j, m = outputs(ny)
+    cdef int i, j, m = outputs(ny, r)
     for j in range(nx):
         for i in range(ny):
             part[i] = load(d + (i % m * nx + j) * plane + i // m * row)
@@ -127,20 +131,20 @@ cdef inline void transform_input(const int ny, const int nx, const real *d, Py_s
             store(to + (nx * i + j) * to_plane, part[j])
 
 
-cdef inline void transform_output(const int ny, const int nx, const real *m, Py_ssize_t plane, real *to,
+cdef inline void transform_output(const int ny, const int nx, const int r, const real *m, Py_ssize_t plane, real *to,
                                   Py_ssize_t line) noexcept nogil:
-    """to[i * line + outputs(nx) * tile + j] = (A^T m A)[i][j]."""
+    """to[i * line + outputs(nx, r) * tile + j] = (A^T m A)[i][j]."""
     cdef vec y[24]
     cdef vec part[6]
     cdef int i, j
     for j in range(nx):
         for i in range(ny):
             part[i] = load(m + (nx * i + j) * plane)
-        output_axis(ny, part, y + j, nx)
-    for i in range(outputs(ny)):
-        output_axis(nx, y + nx * i, part, 1)
-        interleave(outputs(nx), part)
-        for j in range(outputs(nx)):
+        output_axis(ny, r, part, y + j, nx)
+    for i in range(outputs(ny, r)):
+        output_axis(nx, r, y + nx * i, part, 1)
+        interleave(outputs(nx, r), part)
+        for j in range(outputs(nx, r)):
             store(to + i * line + j * LANES, part[j])
 
 
@@ -182,17 +186,18 @@ cdef inline void load_rotated(const int taps, const real *weight, Py_ssize_t lan
         store(to + i * LANES, a[i])
 
 
-cdef inline void transform_kernels(const int ny, const int nx, const real *g, bint rotated, real *to, Py_ssize_t plane) noexcept nogil:
+cdef inline void transform_kernels(const int ny, const int nx, const int r, const real *g, bint rotated, real *to,
+                                   Py_ssize_t plane) noexcept nogil:
     """to[(nx * i + j) * plane] = (G g G^T)[i][j] of LANES kernels g[tap][lane]."""
-    cdef int ry = ny - outputs(ny) + 1, rx = nx - outputs(nx) + 1, taps = ry * rx
-    cdef vec u[18]
+    cdef int ry = r if ny > 1 else 1, rx = r if nx > 1 else 1, taps = ry * rx
+    cdef vec u[30]
     cdef vec part[6]
     cdef int i, j
     for j in range(rx):
         for i in range(ry):
             part[i] = load(g + (taps - 1 - rx * i - j if rotated else rx * i + j) * LANES)
-        weight_axis(ny, part, u + j, rx)
+        weight_axis(ny, r, part, u + j, rx)
     for i in range(ny):
-        weight_axis(nx, u + rx * i, part, 1)
+        weight_axis(nx, r, u + rx * i, part, 1)
         for j in range(nx):
             store(to + (nx * i + j) * plane, part[j])

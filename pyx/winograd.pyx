@@ -1,11 +1,11 @@
-"""Winograd's F(m, r): cross-correlation with stride and dilation 1 of 3x3, 1x3 and 3x1 kernels, with fewer products.
+"""Winograd's F(m, r): cross-correlation with stride and dilation 1 of 3x3, 5x5, 1x3 and 3x1 kernels, with fewer products.
 
     out[n, f, my*ty + i, mx*tx + j] = bias[f] + (A^T m A)[i][j],   m[k] = sum over c of u[k][f][c] * v[k][c][n, ty, tx]
 
 for my x mx outputs of a tile and all elements k of the transformed kernel u and the transformed tile v of inputs
-(winograd.pxi): F(4x4, 3x3) has 36 of them, F(2x2, 3x3) 16, F(4, 3) 6. A task takes a rectangle of tiles of one image, or
-all tiles of some small images, and some blocks of output channels. It transforms the tiles of all input channels; then,
-for each block, it transforms the kernels, multiplies with the register tile (rows are output channels, lanes are tiles)
+(winograd.pxi): F(4x4, 3x3) and F(2x2, 5x5) have 36 of them, F(2x2, 3x3) 16, F(4, 3) 6. A task takes a rectangle of tiles
+of one image, or all tiles of some small images, and some blocks of output channels. It transforms the tiles of all input
+channels; then, for each block, it transforms the kernels, multiplies with the register tile (rows are output channels, lanes are tiles)
 and transforms back. It owns its output elements, whose sums over c run in order: they do not depend on tasks, threads
 and batch. To transform a kernel again for each task costs less than to read it from memory, where there would be more.
 
@@ -46,8 +46,7 @@ cdef struct Winograd:
     Py_ssize_t joins, parts_y, parts_x, shares      # tasks along images, rows, columns and output channels
     Py_ssize_t joined, image_tiles, lanes, pitch    # images of a task, lanes of one, of all, between channels
     Py_ssize_t blocks, block_rows, block_channels   # blocks of output channels, most rows of one, channels of u at once
-    Py_ssize_t *step_a          # [channels]
-    Py_ssize_t *step_b
+    Py_ssize_t *step_a, *step_b     # [channels]
     Py_ssize_t u_rows, u_plane, v_plane, m_plane, cell_plane, strip_pitch, strip, line      # elements
 
 
@@ -55,39 +54,39 @@ cdef struct Block:              # of tiles
     Py_ssize_t y, x, rows, columns
 
 
-cdef inline void form_block(const int ny, const int nx, const Winograd *p, const real *weight, Py_ssize_t rows, Py_ssize_t channels,
-                            real *u) noexcept nogil:
+cdef inline void form_block(const int ny, const int nx, const int r, const Winograd *p, const real *weight, Py_ssize_t rows,
+                            Py_ssize_t channels, real *u) noexcept nogil:
     """Some transformed kernels, u[k][c][f]."""
     cdef Py_ssize_t c = 0, f, i, n
-    cdef int taps = (ny - outputs(ny) + 1) * (nx - outputs(nx) + 1)
-    cdef real kernels[9 * LANES * LANES]
+    cdef int taps = (r if ny > 1 else 1) * (r if nx > 1 else 1)
+    cdef real kernels[25 * LANES * LANES]
     cdef const real *weight_fc
     while c < channels:
         n = 1 if p.rotated else min(channels - c, <Py_ssize_t>LANES)
         f = 0
         while f < rows:
             weight_fc = weight + f * p.row_step + c * p.channel_step
-            if p.rotated:
+            if p.rotated and r == 3:
                 load_rotated(taps, weight_fc, min(rows - f, <Py_ssize_t>LANES), 8 * p.channel_step, kernels)
             else:
                 load_kernels(weight_fc, p.row_step, rows - f, n * taps, kernels)
             for i in range(n):
-                transform_kernels(ny, nx, kernels + i * taps * LANES, p.rotated, u + (c + i) * p.u_rows + f, p.u_plane)
+                transform_kernels(ny, nx, r, kernels + i * taps * LANES, p.rotated, u + (c + i) * p.u_rows + f, p.u_plane)
             f += LANES
         c += n
 
 
-cdef inline void load_form(const int ny, const int nx, const Winograd *p, const real *x_nc, const Block *block, real *strip,
-                           real *v) noexcept nogil:
+cdef inline void load_form(const int ny, const int nx, const int r, const Winograd *p, const real *x_nc, const Block *block,
+                           real *strip, real *v) noexcept nogil:
     """The transformed tiles of one channel."""
-    cdef int my = outputs(ny), mx = outputs(nx)
-    cdef Py_ssize_t r, y, i, t = 0, tiles = block.rows * block.columns, n = mx * block.columns + nx - mx, x = mx * block.x - p.pw
+    cdef int my = outputs(ny, r), mx = outputs(nx, r)
+    cdef Py_ssize_t j, y, i, t = 0, tiles = block.rows * block.columns, n = mx * block.columns + nx - mx, x = mx * block.x - p.pw
     cdef Py_ssize_t first = min(n, max(<Py_ssize_t>0, -x)), last = max(first, min(n, p.width - x))
     cdef real *cells = strip + p.strip
     cdef real *row
-    for r in range(my * block.rows + ny - my):
-        y = my * block.y + r - p.ph
-        row = strip + r * p.strip_pitch if nx > 1 else cells + r % my * p.cell_plane + r // my * block.columns
+    for j in range(my * block.rows + ny - my):
+        y = my * block.y + j - p.ph
+        row = strip + j * p.strip_pitch if nx > 1 else cells + j % my * p.cell_plane + j // my * block.columns
         zero_run(row, n)
         if 0 <= y < p.height:
             i = first
@@ -95,21 +94,19 @@ cdef inline void load_form(const int ny, const int nx, const Winograd *p, const 
                 prefetch(x_nc + (p.height + y) * p.width + x + i)
                 i += LANES
             copy_run(row + first, x_nc + y * p.width + x + first, last - first)
-    for r in range(my * block.rows + ny - my if nx > 1 else 0):
-        split_row(nx, strip + r * p.strip_pitch, block.columns, cells + r % my * nx * p.cell_plane + r // my * block.columns,
+    for j in range(my * block.rows + ny - my if nx > 1 else 0):
+        split_row(nx, r, strip + j * p.strip_pitch, block.columns, cells + j % my * nx * p.cell_plane + j // my * block.columns,
                   p.cell_plane)
     while t < tiles:            # the last vector overlaps the one before it
         t = max(<Py_ssize_t>0, min(t, tiles - LANES))
-        transform_input(ny, nx, cells + t, p.cell_plane, block.columns, v + t, p.v_plane)
+        transform_input(ny, nx, r, cells + t, p.cell_plane, block.columns, v + t, p.v_plane)
         t += LANES
 
 
-cdef void multiply(const Winograd *p, const real *u, const real *v, real *m, Py_ssize_t rows, Py_ssize_t channels,
-                   bint accumulate) noexcept nogil:
+cdef void multiply(const Winograd *p, const real *u, const real *v, real *m, int rows, Py_ssize_t channels, bint accumulate) noexcept nogil:
     """m[k][f][tile] = sum over c of u[k][c][f] * v[k][c][tile] for a block of output channels."""
-    cdef Py_ssize_t k, done
+    cdef Py_ssize_t j, k, done
     cdef Tile t
-    cdef int j
     t.step_a, t.step_b, t.steps = p.step_a, p.step_b, channels
     t.bias, t.relu, t.accumulate, t.out_row = NULL, False, accumulate, p.pitch
     for j in range(MR):
@@ -120,21 +117,21 @@ cdef void multiply(const Winograd *p, const real *u, const real *v, real *m, Py_
         while done < p.lanes:
             t.pixel[0] = t.out_pixel[0] = done
             t.pixel[1] = t.out_pixel[1] = done + LANES
-            tile_rows(<int>rows, 2 if done + LANES < p.lanes else 1, &t)
+            tile_rows(rows, 2 if done + LANES < p.lanes else 1, &t)
             done += 2 * LANES
 
 
-cdef inline bint store_form(const int ny, const int nx, const Winograd *p, const real *m, const Block *block, real *lines,
-                            real *out_nf, real bias) noexcept nogil:
+cdef inline bint store_form(const int ny, const int nx, const int r, const Winograd *p, const real *m, const Block *block,
+                            real *lines, real *out_nf, real bias) noexcept nogil:
     """The outputs of one channel from its products; return whether one of them, before relu, is not finite."""
-    cdef int my = outputs(ny), mx = outputs(nx)
+    cdef int my = outputs(ny, r), mx = outputs(nx, r)
     cdef Py_ssize_t i, y, x = mx * block.x, t = 0, tiles = block.rows * block.columns, n = min(mx * block.columns, p.out_width - x)
     cdef vec value, bad = splat(0)
     cdef const real *row
     cdef real *to
     while t < tiles:
         t = max(<Py_ssize_t>0, min(t, tiles - LANES))
-        transform_output(ny, nx, m + t, p.m_plane, lines + mx * t, p.line)
+        transform_output(ny, nx, r, m + t, p.m_plane, lines + mx * t, p.line)
         t += LANES
     for y in range(my * block.y, min(my * (block.y + block.rows), p.out_height)):
         row = lines + y % my * p.line + (y // my - block.y) * mx * block.columns
@@ -154,27 +151,28 @@ cdef inline bint store_form(const int ny, const int nx, const Winograd *p, const
     return any(is_nan(bad))
 
 
-# The same for each of the forms.
-
 cdef void transform_block(const Winograd *p, const real *weight, Py_ssize_t rows, Py_ssize_t channels, real *u) noexcept nogil:
-    if p.nx == 1: form_block(6, 1, p, weight, rows, channels, u)
-    elif p.ny == 1: form_block(1, 6, p, weight, rows, channels, u)
-    elif p.nx == 4: form_block(4, 4, p, weight, rows, channels, u)
-    else: form_block(6, 6, p, weight, rows, channels, u)
+    if p.nx == 1: form_block(6, 1, 3, p, weight, rows, channels, u)
+    elif p.ny == 1: form_block(1, 6, 3, p, weight, rows, channels, u)
+    elif p.nx == 4: form_block(4, 4, 3, p, weight, rows, channels, u)
+    elif p.mx == 2: form_block(6, 6, 5, p, weight, rows, channels, u)
+    else: form_block(6, 6, 3, p, weight, rows, channels, u)
 
 
 cdef void load_tiles(const Winograd *p, const real *x_nc, const Block *block, real *strip, real *v) noexcept nogil:
-    if p.nx == 1: load_form(6, 1, p, x_nc, block, strip, v)
-    elif p.ny == 1: load_form(1, 6, p, x_nc, block, strip, v)
-    elif p.nx == 4: load_form(4, 4, p, x_nc, block, strip, v)
-    else: load_form(6, 6, p, x_nc, block, strip, v)
+    if p.nx == 1: load_form(6, 1, 3, p, x_nc, block, strip, v)
+    elif p.ny == 1: load_form(1, 6, 3, p, x_nc, block, strip, v)
+    elif p.nx == 4: load_form(4, 4, 3, p, x_nc, block, strip, v)
+    elif p.mx == 2: load_form(6, 6, 5, p, x_nc, block, strip, v)
+    else: load_form(6, 6, 3, p, x_nc, block, strip, v)
 
 
 cdef bint store_tiles(const Winograd *p, const real *m, const Block *block, real *lines, real *out_nf, real bias) noexcept nogil:
-    if p.nx == 1: return store_form(6, 1, p, m, block, lines, out_nf, bias)
-    if p.ny == 1: return store_form(1, 6, p, m, block, lines, out_nf, bias)
-    if p.nx == 4: return store_form(4, 4, p, m, block, lines, out_nf, bias)
-    return store_form(6, 6, p, m, block, lines, out_nf, bias)
+    if p.nx == 1: return store_form(6, 1, 3, p, m, block, lines, out_nf, bias)
+    if p.ny == 1: return store_form(1, 6, 3, p, m, block, lines, out_nf, bias)
+    if p.nx == 4: return store_form(4, 4, 3, p, m, block, lines, out_nf, bias)
+    if p.mx == 2: return store_form(6, 6, 5, p, m, block, lines, out_nf, bias)
+    return store_form(6, 6, 3, p, m, block, lines, out_nf, bias)
 
 
 cdef void run_tasks(const Winograd *p, Py_ssize_t first, Py_ssize_t last, real *v, char *bad) noexcept nogil:
@@ -206,7 +204,7 @@ cdef void run_tasks(const Winograd *p, Py_ssize_t first, Py_ssize_t last, real *
             while c < p.channels:
                 n = min(p.block_channels, p.channels - c)
                 transform_block(p, p.weight + g * p.rows * p.channels * p.taps + f0 * p.row_step + c * p.channel_step, f1 - f0, n, u)
-                multiply(p, u, v + c * p.pitch, m, f1 - f0, n, c > 0)
+                multiply(p, u, v + c * p.pitch, m, <int>(f1 - f0), n, c > 0)
                 c += n
             for f in range(f0, f1):
                 for n in range(n0, n1):
@@ -293,9 +291,6 @@ def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, bint ro
         else:
             for part in prange(parts, num_threads=ready(parts), schedule="static"):
                 run_tasks(&p, p.tasks * part // parts, p.tasks * (part + 1) // parts, memory + part * size, bad)
-    found = set()
-    for i in range(p.tasks * p.joined):
-        if bad[i]:
-            found.add(i // p.joined // (p.tasks // p.joins) * p.images // p.joins + i % p.joined)
+    found = {i // p.joined // (p.tasks // p.joins) * p.images // p.joins + i % p.joined for i in range(p.tasks * p.joined) if bad[i]}
     scratch.append(block)
     return sorted(found)

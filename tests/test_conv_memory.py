@@ -40,7 +40,7 @@ def test_nothing_outside_the_arrays_is_touched(dtype, case, at_the_end):
 )
 def test_winograd_touches_nothing_outside_the_arrays(rng, dtype, shape, padding, kernel, at_the_end):
     N, groups, C, F, H, W = shape
-    H, W = (max(m, 3 - sum(p)) for m, p in zip((H, W), padding, strict=True))
+    H, W = (max(m, k - sum(p)) for m, k, p in zip((H, W), kernel, padding, strict=True))
     guarded, parameters = Guarded(at_the_end), {"padding": padding, "groups": groups, "algorithm": "winograd"}
     x, weight = (guarded.random(rng, s, dtype) for s in ((N, groups * C, H, W), (groups * F, C, *kernel)))
     with pytest.MonkeyPatch.context() as patch:
