@@ -40,7 +40,7 @@ def gain(kernel: Ints, outputs: int, rows: int, channels: int, height: int, widt
     parts = -(-tiles * products // _TASK_PRODUCTS)
     vectors = parts * -(-tiles // (parts * lanes))
     element, line = 2 + 0.38 * lanes, 1 + width / lanes
-    pairs = rows * channels * (0.45 * products * vectors + element * (products + taps) * parts / lanes)
+    pairs = rows * channels * (0.45 * products * vectors + element * (products + max(taps, taps * taps / 9)) * parts / lanes)
     inputs = 1.5 * channels * (element * products * vectors + 7 * (height + (kernel[0] - 1) * parts) * line)
     results = rows * (0.25 * lanes * products * vectors + 7 * height * line)
     direct = (
