@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from ._check import Array, Ints
 
 _VECTOR_BYTES = {"avx512": 64, "avx2": 32}  # of the instruction sets that have more than 16
-#: Kernels: the outputs of a tile along each axis on which the kernel has more than one tap, and how many input channels
-#: a group must have so that enough errors are averaged (docs/accuracy.md).
-FORMS: dict[Ints, dict[int, int]] = {(3, 3): {4: 32, 2: 8}, (5, 5): {2: 8}, (1, 3): {4: 32}, (3, 1): {4: 32}}
-#: What "auto" wants to gain at least by the estimate below, which is too low more often than too high.
-MIN_GAIN = 1.0
+#: Kernels: the outputs of a tile along each axis on which the kernel has more than one tap; how many input channels a
+#: group must have so that enough errors are averaged (docs/accuracy.md); and what "auto" wants to gain at least by the
+#: estimate below, which is too low more often than too high: more where errors are larger.
+FORMS: dict[Ints, dict[int, tuple[int, float]]] = {
+    (3, 3): {4: (32, 1.1), 2: (8, 1)},
+    (5, 5): {2: (8, 1.1)},
+    (1, 3): {4: (32, 1)},
+    (3, 1): {4: (32, 1)},
+}
 _TASK_PRODUCTS = 112 * 36  # tiles of a task, times the products of one: as in pyx/winograd.pyx
 
 
@@ -40,7 +44,11 @@ def gain(kernel: Ints, outputs: int, rows: int, channels: int, height: int, widt
     parts = -(-tiles * products // _TASK_PRODUCTS)
     vectors = parts * -(-tiles // (parts * lanes))
     element, line = 2 + 0.38 * lanes, 1 + width / lanes
-    pairs = rows * channels * (0.45 * products * vectors + element * (products + max(taps, taps * taps / 9)) * parts / lanes)
+    pairs = (
+        rows
+        * channels
+        * (0.45 * products * vectors + element * (products + max(taps, taps * taps / 9)) * parts / lanes)
+    )
     inputs = 1.5 * channels * (element * products * vectors + 7 * (height + (kernel[0] - 1) * parts) * line)
     results = rows * (0.25 * lanes * products * vectors + 7 * height * line)
     direct = (
@@ -52,12 +60,12 @@ def gain(kernel: Ints, outputs: int, rows: int, channels: int, height: int, widt
 @lru_cache(maxsize=1024)
 def _outputs(forced: bool, kernel: Ints, rows: int, channels: int, height: int, width: int, lanes: int) -> int:
     gains = {
-        m: gain(kernel, m, rows, channels, height, width, lanes)
-        for m, least in FORMS[kernel].items()
+        m: gain(kernel, m, rows, channels, height, width, lanes) / wanted
+        for m, (least, wanted) in FORMS[kernel].items()
         if forced or channels >= least
     }
     best = max(gains, key=gains.__getitem__, default=0)
-    return best if forced or (best and gains[best] >= MIN_GAIN) else 0
+    return best if forced or (best and gains[best] >= 1) else 0
 
 
 def lanes(dtype: np.dtype[Any]) -> int:
