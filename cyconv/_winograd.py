@@ -59,13 +59,10 @@ def gain(kernel: Ints, outputs: int, rows: int, channels: int, height: int, widt
 
 @lru_cache(maxsize=1024)
 def _outputs(forced: bool, kernel: Ints, rows: int, channels: int, height: int, width: int, lanes: int) -> int:
-    gains = {
-        m: gain(kernel, m, rows, channels, height, width, lanes) / wanted
-        for m, (least, wanted) in FORMS[kernel].items()
-        if forced or channels >= least
-    }
-    best = max(gains, key=gains.__getitem__, default=0)
-    return best if forced or (best and gains[best] >= 1) else 0
+    gains = {m: gain(kernel, m, rows, channels, height, width, lanes) for m in FORMS[kernel]}
+    if not forced:
+        gains = {m: g for m, g in gains.items() if channels >= FORMS[kernel][m][0] and g >= FORMS[kernel][m][1]}
+    return max(gains, key=gains.__getitem__, default=0)
 
 
 def lanes(dtype: np.dtype[Any]) -> int:
