@@ -12,12 +12,13 @@ from cython.parallel cimport prange
 from cyconv._runtime cimport ready, useful_threads
 from libc.string cimport memset
 from mask cimport load_first_or_zero, store_first
-from simd cimport REGISTERS, real, vec, LANES, TAIL_PIXELS, MR, MR3, load, store, splat, vrelu, lane_sum, zip_low, zip_high, transpose_vectors
+from simd cimport REGISTERS, real, vec, LANES, TAIL_PIXELS, MR, MR3, load, store, splat, vrelu, lane_sum, zip_low, zip_high, \
+    transpose_vectors
 from scratch cimport take, address
 from strip cimport Axis, plan_segments, plan_copy, segment_base, total_length, longest_segment, copy_strip, copy_run, padded_plane, \
     plan_runs, ceil_div, STRIP_BYTES
 from dot cimport Dot, dot_taps, DOT_TAPS
-from plane cimport Plane, PLANE_ROWS, MAX_SIZE, has_square, has_pair, run_square_sizes, run_pair_sizes, dot_square_sizes
+from plane cimport Plane, PLANE_ROWS, MAX_SIZE, has_square, has_pair, square_sizes, run_pair_sizes, add_dot_square
 from tile cimport Tile, Column, tile_rows, tail_pixels, column_taps, fitting_vectors, MAX_VECTORS, COLUMN_TAPS, TAIL_ROWS
 
 
@@ -34,7 +35,7 @@ cdef void run_column(int taps, const Column *t) noexcept nogil:
 
 
 cdef void run_square(int size, int stride, const Plane *t) noexcept nogil:
-    run_square_sizes(size, stride, t)
+    square_sizes(False, size, stride, t, NULL)
 
 
 cdef void run_pair(int height, int even_taps, int odd_taps, const Plane *t) noexcept nogil:
@@ -42,7 +43,7 @@ cdef void run_pair(int height, int even_taps, int odd_taps, const Plane *t) noex
 
 
 cdef void run_dot_square(int size, int stride, const Plane *t, real *sums) noexcept nogil:
-    dot_square_sizes(size, stride, t, sums)
+    add_dot_square(size, stride, t, sums)
 
 
 include "correlate.pxi"

@@ -13,7 +13,8 @@
 cdef enum:
     COLUMN_MAX_ROWS = 1         # output channels of a group up to which the column tile is the faster one
     MAX_WEIGHT_IN_PLACE = 1 << 20   # bytes; 64 and 256 KB are no faster (race.py, Zen 5)
-    TAIL_STEPS = 256            # for which a tail pays
+    CACHED_BYTES = 1 << 20      # of an array whose planes are read with masks, as they are in the cache; not tuned
+    TAIL_STEPS = 64             # for which a pixel of the tail pays
     BLOCK_STEPS = 600           # summed at once, so that a row block's part of `a` stays in cache
 
 
@@ -138,11 +139,12 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     """Choose tile, strips and tasks, fill the step tables: 2 * channels * taps of y * taps of x of all phases."""
     cdef Phase *phase = p.phases
     cdef Py_ssize_t i, taps, strips, most, blocks, fit, pixels
+    cdef Plane plane
     p.pair = is_pair(p)
     p.planes = p.pair or p.rows * p.channels * p.phase_count == 1 and is_square(&p.y, &phase.x)
     p.strips = 1
     if p.planes:
-        p.scratch = plane_zeros(&phase.x)
+        p.scratch = set_plane(&plane, p.source, 1, &p.y, &phase.x, &p.phases[p.phase_count - 1].x, NULL)
         p.strips = even_strips(p, p.images * p.groups, ceil_div(p.y.extent, PLANE_ROWS), threads)
         p.tasks = p.images * p.groups * p.strips
         return
@@ -166,7 +168,7 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     pixels = p.y.extent * phase.x.extent
     p.tail = pixels % LANES
     if (p.tail > TAIL_PIXELS or pixels < 2 * LANES or not phase.exact or p.row_step <= p.channel_step or p.rows < 2 * TAIL_ROWS
-            or p.channels * p.channel_step < TAIL_STEPS):
+            or p.channels * p.channel_step < p.tail * TAIL_STEPS):
         p.tail = 0
     # Three vectors at once need fewer rows; a single one costs as much as two.
     p.row_blocks = ceil_div(p.rows, MR3 if p.tail and pixels // LANES in (3, 5) else MR)
@@ -292,20 +294,28 @@ cdef bint is_pair(const Pass *p) noexcept nogil:
             and follow_each_other(&p.y) and follow_each_other(x) and follow_each_other(odd_x))
 
 
-cdef void set_plane(Plane *t, const Axis *y, const Axis *x, Py_ssize_t y0, Py_ssize_t rows, const real *zeros) noexcept nogil:
-    """The windows of `rows` rows of the output from y0 on; `zeros` holds plane_zeros."""
+cdef Py_ssize_t set_plane(Plane *t, const real *source, Py_ssize_t planes, const Axis *y, const Axis *x, const Axis *odd_x,
+                          const real *zeros) noexcept nogil:
+    """What the planes of an array have in common. Returns how many zeros there must be; without them that is all."""
+    cdef Py_ssize_t last = max((x.extent - 1) * x.step + x.start[0] + x.taps, (odd_x.extent - 1) * x.step + odd_x.start[0] + odd_x.taps)
+    t.begin = source
+    t.end = source + planes * y.size * x.size
     t.height = y.size
     t.width = x.size
-    t.top = -y.start[0] - y0 * y.step
     t.left = -x.start[0]
-    t.zeros = zeros + max(<Py_ssize_t>0, t.left)
-    t.out_height = rows
+    t.odd_left = -odd_x.start[0]
+    t.before = max(<Py_ssize_t>0, max(t.left, t.odd_left))
+    t.after = max(<Py_ssize_t>0, last - x.size) + (2 * x.step + 1) * LANES
+    t.zeros = zeros + t.before
+    t.whole = planes * y.size * x.size * <Py_ssize_t>sizeof(real) > CACHED_BYTES
     t.out_width = x.extent
+    return t.before + max(x.size, x.extent) + t.after
 
 
-cdef inline Py_ssize_t plane_zeros(const Axis *x) noexcept nogil:
-    """Elements before and in a row of zeros in place of a row of the source."""
-    return max(<Py_ssize_t>0, -x.start[0]) + max(x.size, x.extent)
+cdef inline void set_rows(Plane *t, const Axis *y, Py_ssize_t y0, Py_ssize_t rows) noexcept nogil:
+    """The windows of `rows` rows of the output from y0 on."""
+    t.top = -y.start[0] - y0 * y.step
+    t.out_height = rows
 
 
 cdef void find_taps(const Axis *y, const Axis *x, Py_ssize_t *index) noexcept nogil:
@@ -334,21 +344,21 @@ cdef void run_planes(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *zer
     find_taps(&p.y, x, index)
     find_taps(&p.y, odd_x, odd_index)
     memset(zeros, 0, p.scratch * sizeof(real))
+    set_plane(&t, p.source, p.images * p.groups, &p.y, x, odd_x, zeros)
     t.relu = p.relu
     t.out_y = p.out_y
+    t.out_width += odd_x.extent if p.pair else 0
     for task in range(first, last):
         plane = task // p.strips if p.strips > 1 else task
         group = plane % p.groups if p.images > 1 else plane
         y0 = portion(task - plane * p.strips, p.y.extent, p.strips)
-        set_plane(&t, &p.y, x, y0, portion(task - plane * p.strips + 1, p.y.extent, p.strips) - y0, zeros)
+        set_rows(&t, &p.y, y0, portion(task - plane * p.strips + 1, p.y.extent, p.strips) - y0)
         t.source = p.source + plane * t.height * t.width
         t.out = p.out + plane * p.out_plane + y0 * p.out_y
         t.start = p.bias[group] if p.bias != NULL else 0
         a = p.a + group * p.a_group
         gather(t.taps, a, index, p.y.taps * x.taps)
         if p.pair:
-            t.odd_left = -odd_x.start[0]
-            t.out_width += odd_x.extent
             gather(t.odd_taps, a, odd_index, p.y.taps * odd_x.taps)
             run_pair(<int>p.y.taps, <int>x.taps, <int>odd_x.taps, &t)
         else:

@@ -149,6 +149,7 @@ static inline lane_set lanes_within(Py_ssize_t first, Py_ssize_t last) {
     return lanes_below(last < LANES ? last : LANES) & (mask)~lanes_below(first > 0 ? first : 0);
 }
 static inline vec load_set(const real *p, lane_set set) { return CAT(_mm512_maskz_loadu_, SUFFIX)(set, p); }
+static inline vec keep(vec v, lane_set set) { return CAT(_mm512_maskz_mov_, SUFFIX)(set, v); }
 #elif VECTOR_BYTES == 32
 typedef __m256i lane_set;
 static inline lane_set lanes_within(Py_ssize_t first, Py_ssize_t last) {
@@ -174,6 +175,7 @@ enum { CAN_SLIDE = VECTOR_BYTES == 64 };
 #endif
 #else
 #define slide_by(n, a, b) (a)
+#define keep(v, set) (v)
 #endif
 
 /* The compiler forgets what it knows of n pointers, or of n: it would otherwise keep, and advance, many pointers in

@@ -26,6 +26,7 @@ cdef extern from "mask.h" nogil:
     ctypedef int lane_set
     lane_set lanes_within(Py_ssize_t first, Py_ssize_t last) noexcept
     vec load_set(const real *p, lane_set set) noexcept
+    vec keep(vec v, lane_set set) noexcept
     enum: CAN_SLIDE
     vec slide_by(int n, vec a, vec b) noexcept
     void forget(const real **pointers, int n) noexcept

@@ -42,7 +42,8 @@ cdef inline Py_ssize_t panel_elements(const WeightPass *p) noexcept nogil:
 
 
 cdef inline Py_ssize_t weight_strip_elements(const WeightPass *p) noexcept nogil:
-    return plane_zeros(&p.x) if p.square else p.chunk_channels * p.x.segments * p.plane
+    cdef Plane plane
+    return set_plane(&plane, p.source, 1, &p.y, &p.x, &p.x, NULL) if p.square else p.chunk_channels * p.x.segments * p.plane
 
 
 cdef inline Py_ssize_t sum_elements(const WeightPass *p) noexcept nogil:
@@ -109,7 +110,8 @@ cdef void add_dots(const WeightPass *p, real *sums, const real *source, const re
     t.height = strip_rows
     t.width = p.x.extent
     t.pitch = p.pitch
-    set_plane(&plane, &p.y, &p.x, y0, strip_rows, strip)
+    set_plane(&plane, p.source, p.images * p.groups * p.channels, &p.y, &p.x, &p.x, strip)
+    set_rows(&plane, &p.y, y0, strip_rows)
     for f in range(p.rows):
         plane.grad_out = t.grad_out = grad_out + f * p.y.extent * p.x.extent
         for c in range(channels):
@@ -231,7 +233,7 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, bint first, real
         if not p.square:
             copy_strip(strip, source, channels, source_plane, clear or p.strips > 1 or p.chunks > 1, &p.y, &p.x, y0, p.plane, p.pitch)
         elif clear:
-            memset(strip, 0, plane_zeros(&p.x) * sizeof(real))
+            memset(strip, 0, weight_strip_elements(p) * sizeof(real))
         grad_out = p.grad_out + (n * p.groups + group) * p.rows * out_plane + y0 * p.x.extent
         t.accumulate = unit > split * units // p.splits
         clear = False
