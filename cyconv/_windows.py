@@ -106,7 +106,7 @@ def tables(
         after = (w.size - 1 + w.before) // phases + 1 - _up(w.out)
         ahead = _up(max(last // phases + 1, after, 0))
     outputs = ahead + _up(w.out)
-    line = phases * pitch
+    line = phases * pitch if phases else _up(w.size)
     # A strip is some rows of the result, or all rows of some planes: few enough for L2, but more than a window reaches.
     sizes = (d.size, h.size) if backward else (d.out, h.out)
     unit, count, reach = (1, sizes[1], h.reach) if sizes[0] == 1 else (sizes[1], sizes[0], d.reach)
@@ -118,7 +118,6 @@ def tables(
     while count > reach + 1 and 3 * lines(count * unit) * outputs * item > STRIP:
         count = max(reach + 1, (count + 1) // 2)
     rows = d.most * h.most
-    in_order = d.size == d.out == 1 and h.dilation == 1 and h.window >= h.stride
     header = [
         *(number for a in (d, h, w) for number in (a.size, a.out, a.window, a.stride, a.before, a.dilation)),
         rows,
@@ -126,16 +125,18 @@ def tables(
         100 * phases + (10 * w.window + w.before) * (w.dilation == 1 and w.window < 10 and w.before < 10),
         pitch,
         base,
-        ahead,
-        outputs,
+        line,
         max(1, min(16, LINES // (line * item))) if phases else 1,
+        outputs,
+        ahead,
         count * unit,
         lines(count * unit),
-        in_order,
         whole,
         w.tiles and phases > 0,
         d.size == d.out == 1 and h.window > 0 and h.before == 0 and h.out * h.stride == h.size and h.reach < h.stride,
         w.tiles and phases > 0 and d.size == 1 and h.tiles,
+        d.size * h.size * w.size,
+        d.out * h.out * w.out,
     ]
     k = np.arange(w.window if phases else 0)
     behind, phase = np.divmod(k * w.dilation - w.before, phases or 1)
@@ -150,5 +151,5 @@ def tables(
     scale = 1 / product if same and product > 0 and not product & (product - 1) else 0  # exact
     with np.errstate(divide="ignore"):
         cells = [1 / c if backward else c for c in counts]
-    reals: list[npt.ArrayLike] = [*cells, np.ones(LANES), [scale]]
+    reals: list[npt.ArrayLike] = [[scale], *cells, np.ones(LANES)]
     return b"".join([np.concatenate(integers).astype(np.intp).tobytes(), np.concatenate(reals).astype(dtype).tobytes()])

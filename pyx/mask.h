@@ -219,6 +219,18 @@ static inline void join3(vec *v) {
     v[2] = JOIN3(2);
 }
 
+/* The same for n <= 3 vectors. */
+static inline __attribute__((always_inline)) void split(int n, vec *v) {
+    vec a = v[0], b = v[n > 1];
+    if (n == 2) v[0] = even(a, b), v[1] = odd(a, b);
+    if (n == 3) split3(v);
+}
+static inline __attribute__((always_inline)) void join(int n, vec *v) {
+    vec a = v[0], b = v[n > 1];
+    if (n == 2) v[0] = zip_low(a, b), v[1] = zip_high(a, b);
+    if (n == 3) join3(v);
+}
+
 static inline void prefetch(const real *p) { __builtin_prefetch(p); }
 
 #endif

@@ -1,5 +1,5 @@
-# The declarations of mask.h.
-from simd cimport real, vec
+# The declarations of mask.h, and what follows from them.
+from simd cimport real, vec, LANES, load, store, splat
 
 cdef extern from "mask.h" nogil:
     ctypedef int mask
@@ -16,8 +16,8 @@ cdef extern from "mask.h" nogil:
     vec first_of(vec v, int n, vec rest) noexcept
     vec load_first(const real *p, int n, vec rest) noexcept
     void store_first(real *p, vec v, int n) noexcept
-    void split3(vec *v) noexcept
-    void join3(vec *v) noexcept
+    void split(int n, vec *v) noexcept
+    void join(int n, vec *v) noexcept
     void prefetch(const real *p) noexcept
     vec load_first_or_zero(const real *p, int n) noexcept
     ctypedef int place
@@ -31,3 +31,42 @@ cdef extern from "mask.h" nogil:
     vec slide_by(int n, vec a, vec b) noexcept
     void forget(const real **pointers, int n) noexcept
     Py_ssize_t opaque(Py_ssize_t n) noexcept
+
+
+cdef enum:
+    AHEAD = 1 << 13     # bytes that are prefetched ahead of what is read: benchmarks/pool.py, AMD Zen 5
+
+
+cdef inline vec fetch(const real *x, Py_ssize_t left, real rest) noexcept nogil:
+    """LANES elements of an array that is read once, `rest` for those after the first `left`."""
+    if left < LANES:
+        return load_first(x, <int>max(left, 0), splat(rest))
+    prefetch(x + AHEAD // <Py_ssize_t>sizeof(real))
+    return load(x)
+
+
+cdef inline vec at(const real *line, Py_ssize_t n) noexcept nogil:
+    """LANES elements from line + n, where line is a multiple of a vector's size."""
+    return load(line + n) if n % LANES == 0 else load_at(line + (n & -<Py_ssize_t>LANES), places(n & (LANES - 1)))
+
+
+cdef inline void put(real *out, vec v, Py_ssize_t left, const real *end) noexcept nogil:
+    """Store `left` lanes. All of them where what follows up to `end` is going to be written later."""
+    if left >= LANES or out + LANES <= end:
+        store(out, v)
+    elif left > 0:
+        store_first(out, v, <int>left)
+
+
+cdef inline Py_ssize_t find_first(const real *x, Py_ssize_t n, real value) noexcept nogil:
+    """The first of n elements that is `value`, which is among them; or the first NaN."""
+    cdef Py_ssize_t j, t
+    cdef vec v
+    cdef unsigned long long hits = 0
+    for j from 0 <= j < n by 64:
+        for t from 0 <= t < 64 by LANES:
+            v = fetch(x + j + t, n - j - t, 0)
+            hits |= bits_of(equal(v, splat(value)) if value == value else is_nan(v)) << t
+        if hits:
+            break
+    return j + first_bit(hits)

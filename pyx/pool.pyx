@@ -4,8 +4,7 @@
 
 Taps outside the plane take no part. cyconv/pool.py has checked the arguments; arrays are flat views of C-contiguous ones. A
 prange runs over parts of the output (of the gradient of x in the backward passes); a part owns its rows, or planes, and the
-order in which an element is summed does not depend on the parts. Scratch is some lines for each thread.
-cyconv/_reference_pool.py is the plain version.
+order in which an element is summed does not depend on the parts. Scratch: some lines a thread. Reference: cyconv/_reference_pool.py.
 """
 from cython.parallel cimport prange, threadid
 
@@ -14,15 +13,15 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from simd cimport real, LANES, vec, load, store, splat, even, odd, zip_low, zip_high
-from mask cimport mask, greater, equal, is_nan, either, both, pick, any, larger, first_of, load_first, \
-    store_first, split3, join3, prefetch, places, load_at, bits_of, first_bit
+from simd cimport real, LANES, vec, load, store, splat, zip_low, zip_high
+from mask cimport mask, greater, equal, is_nan, either, both, pick, any, larger, first_of, split, join, fetch, at, put, find_first
 from scratch cimport take, address
 
 cdef enum:
     ELEMENTS_PER_THREAD = 1 << 15   # of input and output for which another thread is worth its start
     ELEMENTS_UNDER_GIL = 1 << 12    # that take no longer than to let other Python threads run
     PARTS_PER_THREAD = 4            # a thread that is held up leaves its parts to the others
+    RESTART = 16                    # rows after which sums restart
 
 
 # What is computed, as cyconv/pool.py numbers it.
@@ -48,7 +47,7 @@ cdef struct Work:
 include "window.pxi"
 
 
-# The memory of a thread.
+# The memory of a thread. A strip is some rows of a plane, of some of its planes if it is 3-D.
 cdef struct Scratch:
     real *lines             # [p.block]
     real *values            # [p.lines] lines of outputs, for the rows of a strip: maxima along w,
@@ -57,8 +56,10 @@ cdef struct Scratch:
     real *row               # lines of outputs: the distance of a maximum's row from the window's first, its tap along w
     real *tap
     real *distance          # [p.rows] under a window
-    Py_ssize_t *from_first  # where in a strip they lie
-    Py_ssize_t reached      # how many lines of s.sums windows have added to
+    Py_ssize_t *from_first  # where in the strip they lie
+    Py_ssize_t z, end_z     # the strip
+    Py_ssize_t y, end_y
+    bint exact              # a row of it was searched one by one
 
 include "pool_lines.pxi"
 include "pool_search.pxi"
@@ -66,36 +67,29 @@ include "pool_backward.pxi"
 include "pool_forward.pxi"
 
 
-cdef inline real *lay(real **free, Py_ssize_t count) noexcept nogil:
-    """The next `count` elements of the memory."""
-    free[0] += count
-    return free[0] - count
-
-
 cdef Py_ssize_t divide(const Pool *p, const Work *w, Scratch *s, char *memory) noexcept nogil:
-    """Divide the memory of a thread, and fill what does not change. Returns how many bytes that are; without memory that is
-    all."""
+    """Divide the memory of a thread, and fill what does not change; without memory only return how many bytes it needs."""
     cdef Py_ssize_t i, lines = p.block * p.line, strip = (p.lines + 1) * p.outputs + 3 * LANES
-    cdef real *free = <real *>memory
-    s.lines = lay(&free, lines)
-    s.values = lay(&free, 0 if w.kind == AVERAGE_FORWARD or w.kind == AVERAGE_BACKWARD else strip) + p.ahead
-    s.taps = lay(&free, 0 if w.kind == AVERAGE_FORWARD or w.kind == AVERAGE_BACKWARD else strip) + p.ahead
-    s.sums = lay(&free, strip if w.kind > INDICES else 0) + p.ahead
-    s.row = lay(&free, p.outputs if w.kind == MAX_FORWARD else strip if w.kind == INDICES else 0)
-    s.tap = lay(&free, p.outputs if w.kind == MAX_FORWARD else strip if w.kind == INDICES else 0)
-    s.distance = lay(&free, p.rows)
-    s.from_first = <Py_ssize_t *>lay(&free, 2 * p.rows + LANES)
+    cdef bint average = w.kind == AVERAGE_FORWARD or w.kind == AVERAGE_BACKWARD
+    s.lines = <real *>memory
+    s.values = s.lines + lines + p.ahead
+    s.taps = s.values + strip * (not average)
+    s.sums = s.taps + strip * (not average)
+    s.row = s.sums + strip * (w.kind > INDICES)
+    s.tap = s.row + strip * (w.kind <= INDICES and not average)
+    s.distance = s.tap + strip * (w.kind <= INDICES and not average)
+    s.from_first = <Py_ssize_t *>(s.distance + (p.rows + 15) // 16 * 16)
     for i in range(lines if memory != NULL else 0):
         s.lines[i] = 0 if w.kind == AVERAGE_FORWARD else -INFINITY
-    for i in range(strip if w.kind > INDICES and memory != NULL else 0):
+    for i in range(strip if memory != NULL and w.kind > INDICES else 0):
         s.sums[i - p.ahead] = 0
-    return (<char *>free - memory + 127) // 64 * 64
+    return (<char *>(s.from_first + p.rows) - memory + 127) // 64 * 64
 
 
 cdef void run_part(Work *w, const Pool *p, Py_ssize_t first, Py_ssize_t last, char *memory) noexcept nogil:
     """Rows of the result, counted over all planes; rows of windows where these own the rows under them; or planes."""
     cdef Scratch s
-    cdef Py_ssize_t row, end, start, rows = p.d.out * p.h.out if w.kind == INDICES else p.d.size * p.h.size
+    cdef Py_ssize_t end, start, rows = p.d.out * p.h.out if w.kind == INDICES else p.d.size * p.h.size
     if w.kind >= SCATTER:
         if scatter_planes(w, p, first, last):
             w.outside = True        # by whichever thread: it is never set back
@@ -114,12 +108,11 @@ cdef void run_part(Work *w, const Pool *p, Py_ssize_t first, Py_ssize_t last, ch
         combine_part(AVERAGE_BACKWARD, w, p, &s, first, last)
     while first < last and (w.kind == INDICES or w.kind > INDICES and not p.tiles):
         start = first // rows * rows
-        row = first - start
-        end = min(min(last - start, rows), row - row % p.strip + p.strip)
+        end = min(min(last - start, rows), (first - start) // p.strip * p.strip + p.strip)
         if w.kind == INDICES:
             find_indices(w, p, &s, first, start + end, w.indices_out)
         else:
-            backward_strip(w, p, &s, first // rows, row, end)
+            backward_strip(w, p, &s, first // rows, first - start, end)
         first = start + end
 
 

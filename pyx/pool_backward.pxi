@@ -18,7 +18,7 @@ cdef inline void collect(bint average, int shape, const Pool *p, const Scratch *
                 v[t] = splat(0)
                 for n in range(0 if shape % 100 else p.phase_start[t], shape // 10 % 10 if shape % 100 else p.phase_start[t + 1]):
                     k = n if shape % 100 else p.order[n]
-                    if shape % 100 and phase_of(shape, k) != t:
+                    if shape % 100 and (k + 12 - shape % 10) % phases != t:
                         continue
                     given = at(sums + j, -behind(shape, p, k))
                     if not average:
@@ -33,18 +33,19 @@ cdef inline void collect(bint average, int shape, const Pool *p, const Scratch *
         out += W
 
 
-cdef void collect_one_by_one(bint average, const Pool *p, const real *sums, const real *taken, real *out) noexcept nogil:
+cdef void collect_one_by_one(bint average, const Pool *p, const real *sums, const real *columns, real *out) noexcept nogil:
     cdef Py_ssize_t ox, k
     cdef Span w
     memset(out, 0, p.w.size * sizeof(real))
     for ox in range(p.w.out):
         w = inside(&p.w, ox)
-        for k in range(w.taps):
-            if average or taken[ox] == k:
-                out[w.begin + k * p.w.dilation] += sums[ox]
+        for k in range(w.taps if average else 0):
+            out[w.begin + k * p.w.dilation] += sums[ox]
+        if not average and columns[ox] >= 0:
+            out[<Py_ssize_t>columns[ox]] += sums[ox]
 
 
-cdef inline void collect_of(bint average, const Pool *p, const Scratch *s, Py_ssize_t line, Py_ssize_t count, real *out) noexcept nogil:
+cdef void collect_of(bint average, const Pool *p, const Scratch *s, Py_ssize_t line, Py_ssize_t count, real *out) noexcept nogil:
     cdef Py_ssize_t i
     if p.phases == 0:
         for i in range(count):
@@ -53,8 +54,6 @@ cdef inline void collect_of(bint average, const Pool *p, const Scratch *s, Py_ss
         collect(average, 131, p, s, line, count, out)
     elif p.shape == 152:
         collect(average, 152, p, s, line, count, out)
-    elif p.shape == 230:
-        collect(average, 230, p, s, line, count, out)
     elif p.shape == 231:
         collect(average, 231, p, s, line, count, out)
     elif p.phases == 1:
@@ -67,48 +66,27 @@ cdef inline void collect_of(bint average, const Pool *p, const Scratch *s, Py_ss
 
 cdef void backward_strip(const Work *w, const Pool *p, Scratch *s, Py_ssize_t plane, Py_ssize_t low, Py_ssize_t high) noexcept nogil:
     """Rows low ... high - 1 of one plane of the gradient of x."""
-    cdef Py_ssize_t i, j, od, y, z, row, last, line, first_z = low // p.h.size, last_z = (high - 1) // p.h.size
-    cdef Py_ssize_t first_y = low - first_z * p.h.size if first_z == last_z else 0
-    cdef Py_ssize_t last_y = high - 1 - last_z * p.h.size if first_z == last_z else p.h.size - 1
-    cdef Py_ssize_t first_d = first_covering(&p.d, first_z), end_d = end_covering(&p.d, last_z)
-    cdef Py_ssize_t first_h = first_covering(&p.h, first_y), end_h = end_covering(&p.h, last_y)
-    cdef real *grad
-    cdef Strip t
+    cdef Py_ssize_t od, row, last, z = low // p.h.size, last_z = (high - 1) // p.h.size
+    cdef Py_ssize_t y = low - z * p.h.size if z == last_z else 0, last_y = (high - 1) % p.h.size if z == last_z else p.h.size - 1
     cdef Rows r
-    if first_d >= end_d or first_h >= end_h:
-        memset(w.out + plane * p.in_plane + low * p.w.size, 0, (high - low) * p.w.size * sizeof(real))
-        return
-    t.exact = False
-    t.z = under(&p.d, first_d, end_d - 1)
-    t.y = under(&p.h, first_h, end_h - 1)
+    s.z = max(0, z - reach(&p.d))
+    s.end_z = min(p.d.size, last_z + reach(&p.d) + 1)
+    s.y = max(0, y - reach(&p.h))
+    s.end_y = min(p.h.size, last_y + reach(&p.h) + 1)
     if w.kind == MAX_BACKWARD:
-        search_strip(p, s, w.x + plane * p.in_plane, &t)
-    for i in range(0 if p.in_order else t.z.taps * t.y.taps):
-        for j from 0 <= j < p.w.out by LANES:
-            store(s.sums + i * p.outputs + j, splat(0))
-    s.reached = 0
-    for od in range(first_d, end_d):
-        row = (plane * p.d.out + od) * p.h.out + first_h
-        last = row + end_h - first_h
+        search_strip(p, s, w.x + plane * p.in_plane)
+    memset(s.sums, 0, (s.end_z - s.z) * (s.end_y - s.y) * p.outputs * sizeof(real))
+    for od in range(first_covering(&p.d, z), end_covering(&p.d, last_z)):
+        row = (plane * p.d.out + od) * p.h.out + first_covering(&p.h, y)
+        last = (plane * p.d.out + od) * p.h.out + end_covering(&p.h, last_y)
         while row < last:
             next_rows(p, w.grad_out, row, last, &r)
-            choose(w, p, s, &t, row, &r)
+            choose(w, p, s, row, &r)
             row += r.count
-    while low < high:
-        z = low // p.h.size - t.z.begin
-        y = low % p.h.size - t.y.begin
-        grad = w.out + plane * p.in_plane + low * p.w.size
-        if not (0 <= z < t.z.taps and 0 <= y < t.y.taps):
-            memset(grad, 0, p.w.size * sizeof(real))
-            low += 1
-            continue
-        i = min(high - low, min(t.y.taps - y, p.h.size - low % p.h.size))
-        line = z * t.y.taps + y
-        if w.kind == AVERAGE_BACKWARD:
-            collect_of(True, p, s, line, i, grad)
-        else:
-            collect_of(False, p, s, line, i, grad)
-        low += i
+    for z in range(z, last_z + 1):
+        y = max(low - z * p.h.size, 0)
+        collect_of(w.kind == AVERAGE_BACKWARD, p, s, (z - s.z) * (s.end_y - s.y) + y - s.y, min(high - z * p.h.size, p.h.size) - y,
+                   w.out + plane * p.in_plane + (z * p.h.size + y) * p.w.size)
 
 
 cdef bint scatter_planes(const Work *w, const Pool *p, Py_ssize_t plane, Py_ssize_t last) noexcept nogil:

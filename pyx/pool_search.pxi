@@ -2,34 +2,31 @@
 # first of equal values is the one that stays. Places are `real`, which vectors select like values: the tap along w, and the row
 # by its distance from the window's first; they become an index only for who asks for one.
 #
-# A strip is the rows under some rows of windows. A tap in the padding has the value -inf and wins only if all others are that, too.
-# Vectors take no notice of it nor of a NaN, but tell; then the row is searched again one by one.
-
-
-cdef struct Strip:
-    Span z                      # planes of rows
-    Span y
-    bint exact                  # a row has been searched again
+# Vectors take no notice of a NaN, nor of -inf, which padding also is, but tell; then the row is searched again one by one.
 
 
 cdef void search_row(const Pool *p, const real *x, real *values, real *taps) noexcept nogil:
-    """Maxima along w and their taps, exactly: NaN wins, -1 if a window has no tap. Taps are counted from the window's first, or
-    (one by one) from the first in the row."""
-    cdef Py_ssize_t ox, k
-    cdef real v
+    """Maxima along w and their taps, exactly: NaN wins, -1 if a window has no tap. Without phases it is not the tap but its column."""
+    cdef Py_ssize_t ox, k, tap
+    cdef real v, best
     cdef Span w
     for ox in range(p.w.out):
         w = inside(&p.w, ox)
-        values[ox] = -INFINITY
-        taps[ox] = -1
+        best = -INFINITY
+        tap = 0
         for k in range(w.taps):
             v = x[w.begin + k * p.w.dilation]
-            if taps[ox] < 0 or v > values[ox] or (v != v and values[ox] == values[ox]):
-                values[ox] = v
-                taps[ox] = <real>(w.first * (p.phases > 0) + k)
+            if v != v:
+                best = v
+                tap = k
+                break
+            tap ^= (tap ^ k) & -<Py_ssize_t>(v > best)  # a branch would be a guess
+            best = v if v > best else best
+        values[ox] = best
+        taps[ox] = <real>(-1 if w.taps == 0 else w.first + tap if p.phases else w.begin + tap * p.w.dilation)
 
 
-cdef void search_strip(const Pool *p, Scratch *s, const real *x_p, Strip *t) noexcept nogil:
+cdef void search_strip(const Pool *p, Scratch *s, const real *x_p) noexcept nogil:
     """The same for all rows of a strip."""
     cdef Py_ssize_t i, n, y, z
     cdef real *values = s.values
@@ -37,41 +34,36 @@ cdef void search_strip(const Pool *p, Scratch *s, const real *x_p, Strip *t) noe
     cdef Rows r
     r.nz = r.ny = 1
     r.advance = p.w.size
-    for z in range(t.z.begin, t.z.begin + t.z.taps):
-        for y from t.y.begin <= y < t.y.begin + t.y.taps by p.block:
+    s.exact = False
+    for z in range(s.z, s.end_z):
+        for y from s.y <= y < s.end_y by p.block:
             r.x = x_p + (z * p.h.size + y) * p.w.size
-            r.count = n = min(p.block, t.y.begin + t.y.taps - y)
+            r.count = n = min(p.block, s.end_y - y)
             if p.phases == 0 or fill(MAX, 1, p, &r, s.lines) or finish_lines(SEARCH, p, n, s.lines, values, taps, 1, NULL):
-                t.exact = True
+                s.exact = True
                 for i in range(n):
                     search_row(p, r.x + i * p.w.size, values + i * p.outputs, taps + i * p.outputs)
             values += n * p.outputs
             taps += n * p.outputs
 
 
-cdef inline void choose_of(int kind, bint exact, int rows, const Work *w, const Pool *p, Scratch *s, Py_ssize_t n, Py_ssize_t line,
-                           Py_ssize_t row, Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t i, j, k, to, fresh, OW = p.w.out, outputs = p.outputs, advance = p.h.stride * outputs
+cdef inline void choose_of(int kind, bint exact, int rows, const Work *w, const Pool *p, Scratch *s, const Rows *r, Py_ssize_t row,
+                           Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i, j, k, to, OW = p.w.out, outputs = p.outputs, advance = p.h.stride * outputs, step = s.from_first[rows > 0]
+    cdef Py_ssize_t line = (r.z - s.z) * (s.end_y - s.y) + r.y - s.y
     cdef const real *grad_out = w.grad_out + row * OW
-    cdef real *out = w.out + row * OW
     cdef const real *values = s.values + line * outputs
     cdef const real *taps = s.taps + line * outputs
     cdef real *sums = s.sums + line * outputs
-    cdef real *row_to = s.row
-    cdef real *tap_to = s.tap
-    cdef real *target
-    cdef real factor
+    cdef real factor, cells_d = p.cells_d[r.od]
+    cdef const real *cells_h = p.cells_h + r.oy
     cdef const real *distance = s.distance
     cdef const Py_ssize_t *from_first = s.from_first
-    cdef Py_ssize_t known[3]    # what no store can change
     cdef vec best, at_row, tap, v, u, g
     cdef mask hit
     cdef bint places = kind == INDICES or exact
-    for k in range(rows):
-        known[k] = from_first[k]
-    for i in range(row, row + count):
-        factor = p.cells_d[i // p.h.out % p.d.out] * p.cells_h[i % p.h.out]
-        fresh = s.reached - line if p.in_order else n
+    for i in range(r.count):
+        factor = cells_h[i] * cells_d
         for j from 0 <= j < OW by LANES:
             at_row = splat(0)
             if kind != AVERAGE_BACKWARD:
@@ -79,7 +71,7 @@ cdef inline void choose_of(int kind, bint exact, int rows, const Work *w, const 
             if places:
                 tap = load(taps + j)
             for k in range(1, 0 if kind == AVERAGE_BACKWARD else rows if rows else n):
-                to = j + (known[k] if rows else from_first[k])
+                to = j + (k * step if rows else from_first[k])
                 v = load(values + to)
                 hit = greater(v, best)
                 if places:
@@ -91,36 +83,29 @@ cdef inline void choose_of(int kind, bint exact, int rows, const Work *w, const 
                 at_row = pick(hit, splat(distance[k] if kind == INDICES else <real>k), at_row)
                 best = pick(hit, v, best) if exact else larger(best, v)
             if kind == INDICES:
-                put(out + j, best, OW - j, NULL)
-                store(row_to + j, at_row)
-                store(tap_to + j, tap)
+                put(w.out + (row + i) * OW + j, best, OW - j, NULL)
+                store(s.row + i * outputs + j, at_row)
+                store(s.tap + i * outputs + j, tap)
                 continue
             g = fetch(grad_out + j, OW - j, 0)
             if kind == AVERAGE_BACKWARD:
                 g = g * splat(p.scale) if p.scale != 0 else g * (load(p.cells_w + j) * splat(factor))
             for k in range(rows if rows else n):
-                target = sums + j + (known[k] if rows else from_first[k])
+                to = j + (k * step if rows else from_first[k])
                 v = g if kind == AVERAGE_BACKWARD else pick(equal(at_row, splat(<real>k)), g, splat(0))
-                store(target, load(target) + v if k < fresh else v)
-        line += p.h.stride
-        s.reached = line - p.h.stride + n
+                store(sums + to, load(sums + to) + v)
         values += advance
         taps += advance
         sums += advance
-        row_to += outputs
-        tap_to += outputs
         grad_out += OW
-        out += OW
 
 
-cdef void choose(const Work *w, const Pool *p, Scratch *s, const Strip *t, Py_ssize_t row, const Rows *r) noexcept nogil:
-    """For rows of windows that are alike: INDICES finds the maxima, and their places for lines s.row and s.tap; the gradients add to
-    s.sums what the rows of x receive. The numbers of rows under a window are constants where they are usual."""
-    cdef Py_ssize_t i, k, n = 0, z = inside(&p.d, row // p.h.out % p.d.out).begin, y = inside(&p.h, row % p.h.out).begin
-    cdef Py_ssize_t line = (z - t.z.begin) * t.y.taps + y - t.y.begin
+cdef void choose(const Work *w, const Pool *p, Scratch *s, Py_ssize_t row, const Rows *r) noexcept nogil:
+    """For rows of windows that are alike: maxima, s.row and s.tap; or what the rows of x receive is added to s.sums."""
+    cdef Py_ssize_t i, k, n = 0
     for i in range(r.nz):
         for k in range(r.ny):
-            s.from_first[n] = (i * p.d.dilation * t.y.taps + k * p.h.dilation) * p.outputs
+            s.from_first[n] = (i * p.d.dilation * (s.end_y - s.y) + k * p.h.dilation) * p.outputs
             s.distance[n] = <real>(i * p.d.dilation * p.h.size + k * p.h.dilation)
             n += 1
     if n == 0:
@@ -128,43 +113,46 @@ cdef void choose(const Work *w, const Pool *p, Scratch *s, const Strip *t, Py_ss
             w.out[row * p.w.out + i] = -INFINITY
             s.tap[i] = -1
     elif w.kind == AVERAGE_BACKWARD and n == 3:
-        choose_of(AVERAGE_BACKWARD, False, 3, w, p, s, n, line, row, r.count)
+        choose_of(AVERAGE_BACKWARD, False, 3, w, p, s, r, row, n)
+    elif w.kind == AVERAGE_BACKWARD and n == 5:
+        choose_of(AVERAGE_BACKWARD, False, 5, w, p, s, r, row, n)
     elif w.kind == AVERAGE_BACKWARD:
-        choose_of(AVERAGE_BACKWARD, False, 0, w, p, s, n, line, row, r.count)
+        choose_of(AVERAGE_BACKWARD, False, 0, w, p, s, r, row, n)
     elif w.kind != MAX_BACKWARD:
-        choose_of(INDICES, t.exact, 0, w, p, s, n, line, row, r.count)
-    elif t.exact:
-        choose_of(MAX_BACKWARD, True, 0, w, p, s, n, line, row, r.count)
+        choose_of(INDICES, s.exact, 0, w, p, s, r, row, n)
+    elif s.exact:
+        choose_of(MAX_BACKWARD, True, 0, w, p, s, r, row, n)
     elif n == 3:
-        choose_of(MAX_BACKWARD, False, 3, w, p, s, n, line, row, r.count)
+        choose_of(MAX_BACKWARD, False, 3, w, p, s, r, row, n)
+    elif n == 5:
+        choose_of(MAX_BACKWARD, False, 5, w, p, s, r, row, n)
     else:
-        choose_of(MAX_BACKWARD, False, 0, w, p, s, n, line, row, r.count)
+        choose_of(MAX_BACKWARD, False, 0, w, p, s, r, row, n)
 
 
 cdef void find_indices(const Work *w, const Pool *p, Scratch *s, Py_ssize_t row, Py_ssize_t last, int64_t *indices) noexcept nogil:
     """Maxima of rows of windows of a plane, counted over all planes, and unless it is NULL their indices in the plane."""
     cdef Py_ssize_t od = row // p.h.out % p.d.out, last_d = (last - 1) // p.h.out % p.d.out
-    cdef Py_ssize_t ox, i, start, W = p.w.size, stride = p.w.stride, dilation = p.w.dilation, OW = p.w.out
+    cdef Py_ssize_t oy = row % p.h.out if od == last_d else 0, last_h = (last - 1) % p.h.out if od == last_d else p.h.out - 1
+    cdef Py_ssize_t ox, i, begin, W = p.w.size, OW = p.w.out
+    cdef Py_ssize_t stride = p.w.stride if p.phases else 0, dilation = p.w.dilation if p.phases else 1
     cdef const real *x_p = w.x + row // (p.d.out * p.h.out) * p.in_plane
     cdef const real *rows
     cdef const real *taps
-    cdef Strip t
     cdef Rows r
-    t.exact = False
-    t.z = under(&p.d, od, last_d)
-    t.y = under(&p.h, row % p.h.out, (last - 1) % p.h.out) if od == last_d else under(&p.h, 0, p.h.out - 1)
-    search_strip(p, s, x_p, &t)
+    s.z = min(p.d.size, max(0, start(&p.d, od)))
+    s.end_z = min(p.d.size, start(&p.d, last_d) + reach(&p.d) + 1)
+    s.y = min(p.h.size, max(0, start(&p.h, oy)))
+    s.end_y = min(p.h.size, start(&p.h, last_h) + reach(&p.h) + 1)
+    search_strip(p, s, x_p)
     while row < last:
         next_rows(p, w.x, row, last, &r)
-        choose(w, p, s, &t, row, &r)
+        choose(w, p, s, row, &r)
         for i in range(r.count if indices != NULL else 0):
-            start = r.x - x_p + i * r.advance
+            begin = r.x - x_p + i * r.advance - (p.w.before if p.phases else 0)
             rows = s.row + i * p.outputs
             taps = s.tap + i * p.outputs
-            for ox in range(OW if p.phases else 0):
+            for ox in range(OW):
                 indices[(row + i) * OW + ox] = \
-                    (start + ox * stride - p.w.before + <int>rows[ox] * W + <int>taps[ox] * dilation + 1) * (taps[ox] >= 0) - 1
-            for ox in range(0 if p.phases else OW):
-                indices[(row + i) * OW + ox] = -1 if taps[ox] < 0 else \
-                    start + inside(&p.w, ox).begin + <int>rows[ox] * W + <int>taps[ox] * dilation
+                    (begin + ox * stride + <int>rows[ox] * W + <int>taps[ox] * dilation + 1) * (taps[ox] >= 0) - 1
         row += r.count

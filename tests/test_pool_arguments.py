@@ -243,6 +243,12 @@ def test_huge_windows_and_padding(call):
     assert call(X, 2, dilation=big, padding=big // 2, stride=HUGE - 1).shape == (2, 4, 1, 1)
 
 
+def test_windows_of_more_cells_than_places_are_exact_for_are_refused():
+    x = np.broadcast_to(np.float32(0), (1, (1 << 24) + 2))
+    with pytest.raises(ValueError, match="16777216"):
+        cyconv.max_pool1d(x, (1 << 24) + 1)
+
+
 def test_huge_windows_in_the_backward_pass():
     big = HUGE // 2 - 10
     windows = {
