@@ -16,6 +16,7 @@ cdef extern from "mask.h" nogil:
     vec first_of(vec v, int n, vec rest) noexcept
     vec load_first(const real *p, int n, vec rest) noexcept
     void store_first(real *p, vec v, int n) noexcept
+    void split3(vec *v) noexcept
     void split(int n, vec *v) noexcept
     void join(int n, vec *v) noexcept
     void prefetch(const real *p) noexcept

@@ -46,7 +46,8 @@ cdef struct Winograd:
     Py_ssize_t joins, parts_y, parts_x, shares      # tasks along images, rows, columns and output channels
     Py_ssize_t joined, image_tiles, lanes, pitch    # images of a task, lanes of one, of all, between channels
     Py_ssize_t blocks, block_rows, block_channels   # blocks of output channels, most rows of one, channels of u at once
-    Py_ssize_t *step_a, *step_b     # [channels]
+    Py_ssize_t *step_a          # [channels]
+    Py_ssize_t *step_b
     Py_ssize_t u_rows, u_plane, v_plane, m_plane, cell_plane, strip_pitch, strip, line      # elements
 
 
