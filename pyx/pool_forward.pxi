@@ -88,7 +88,7 @@ cdef inline void combine_part(int kind, const Work *w, const Pool *p, Scratch *s
     """Rows of windows, counted over all planes. In the backward passes, where windows tile the plane, a row of them owns the
     rows under it, the last of a plane also those after it."""
     cdef Py_ssize_t i, j, gap = (p.h.size - p.h.out * p.h.stride) * p.w.size
-    cdef bint nan, forward = kind <= AVERAGE_FORWARD
+    cdef bint nan = False, forward = kind <= AVERAGE_FORWARD
     cdef const real *end = w.out + last * p.w.out
     cdef const real *x = <const real *>w.out if kind == AVERAGE_BACKWARD else w.x   # any: the average reads nothing there
     cdef const real *grad_out = w.grad_out

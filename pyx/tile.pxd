@@ -139,6 +139,8 @@ cdef inline void tail(const int pixels, const Tile *t, Py_ssize_t rows, const re
             k += LANES
         for i in range(TAIL_ROWS * pixels):
             parts[i] = acc[i]   # which stay in registers, as nobody asks for their address
+        for i in range(TAIL_ROWS * pixels, TAIL_ROWS * pixels + LANES):
+            parts[i] = splat(0)
         for i from 0 <= i < TAIL_ROWS * pixels by LANES:
             store(sums + i, lane_sums(parts + i))
         for i in range(<int>(done - first), TAIL_ROWS):

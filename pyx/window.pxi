@@ -42,10 +42,10 @@ cdef void unpack(Pool *p, bytes packed):
     p.behind = p.start + taps
     p.order = p.behind + taps
     p.phase_start = p.order + taps
+    p.scale = (<const real *>(p.phase_start + p.phases + 1))[0]
     p.cells_d = <const real *>(p.phase_start + p.phases + 1) + 1
     p.cells_h = p.cells_d + p.d.out
     p.cells_w = p.cells_h + p.h.out
-    p.scale = p.cells_d[-1]
 
 
 cdef struct Span:
