@@ -97,8 +97,8 @@ def conv2d(
     algorithm : {"auto", "direct", "winograd"}
         "direct" is the plain sum. "winograd" computes 4x4 or 2x2 outputs at once, 4 in a row for kernels with one row
         or column, with a quarter to a half of the multiplications and rounding errors that are up to five times
-        larger; it exists for 3x3, 5x5, 1x3 and 3x1 kernels with stride and dilation 1. "auto"
-        takes it where it is faster and has at least 32 input channels (of a group) to average its errors: by the shapes
+        larger; it exists for 3x3, 5x5, 1x3 and 3x1 kernels with stride and dilation 1. "auto" takes it where it is
+        faster and has enough input channels (of a group) to average its errors, 32, or 8 for 2x2 outputs: by the shapes
         of one image and of the weight, the dtype and the instruction set alone. See docs/accuracy.md.
 
     Returns
