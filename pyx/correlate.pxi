@@ -185,7 +185,7 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
         p.tail = 0              # more than one strip, whose pixels may depend on the number of threads
         p.row_blocks = ceil_div(p.rows, MR)
     most = 1 if p.tail else p.y.extent
-    if p.in_place and not p.tail:              # no strip may be shorter than a vector
+    if p.in_place and not p.tail:   # no strip may be shorter than a vector
         most //= ceil_div(LANES, p.phases[0].x.size) if p.staged else 4 * MAX_VECTORS * LANES
     while p.strips < most and p.scratch * <Py_ssize_t>sizeof(real) > STRIP_BYTES:
         fit = ceil_div(p.scratch * <Py_ssize_t>sizeof(real), STRIP_BYTES)

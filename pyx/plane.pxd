@@ -1,10 +1,10 @@
 # Windows of 3x3, 5x5 and 7x7 over single planes, where nothing is shared between channels: strides 1 and 2, forward, the
-# gradient of x and that of the weight. There is no strip: a plane is read where it lies, and lanes outside it are masked.
+# gradient of x and that of the weight. There is no strip: a plane is read where it lies; lanes outside are masked or cleared.
 # Several rows of the output are computed together, so that what is read of a row of the plane serves all windows over it:
 #
 #     out[y, x] += taps[ky, kx] * plane[y*stride - top + ky, x*stride - left + kx]       lanes are neighbouring x
 from libc.stdlib cimport abs
-from simd cimport real, vec, LANES, REGISTERS, load, store, splat, vrelu, lane_sums, zip_low, zip_high, even, odd
+from simd cimport real, vec, LANES, load, store, splat, vrelu, lane_sums, zip_low, zip_high, even, odd
 from mask cimport lane_set, lanes_within, load_set, keep, load_first_or_zero, store_first, prefetch, slide_by, CAN_SLIDE, forget, opaque
 
 cdef enum:

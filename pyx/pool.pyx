@@ -2,7 +2,7 @@
 
     out[p, o] = max or sum / cells over the taps k of x[p, o*stride - before + k*dilation], along each axis
 
-Taps outside the plane take no part. cyconv/pool.py has checked the arguments; arrays are flat views of C-contiguous ones. A
+Taps outside the plane take no part. cyconv/_pool*.py have checked the arguments; arrays are flat views of C-contiguous ones. A
 prange runs over parts of the output (of the gradient of x in the backward passes); a part owns its rows, or planes, and the
 order in which an element is summed does not depend on the parts. Scratch: some lines a thread. Reference: cyconv/_reference_pool.py.
 """
@@ -24,7 +24,7 @@ cdef enum:
     RESTART = 16                    # rows after which sums restart
 
 
-# What is computed, as cyconv/pool.py numbers it.
+# What is computed, as cyconv/_pool.py numbers it.
 cdef enum:
     MAX_FORWARD
     AVERAGE_FORWARD
