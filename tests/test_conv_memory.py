@@ -49,3 +49,34 @@ def test_winograd_touches_nothing_outside_the_arrays(rng, dtype, shape, padding,
         grad_out = guarded.random(rng, out.shape, dtype)
         grad = cyconv.conv2d_backward(grad_out, x, weight, wrt=("x",), **parameters).x
     assert not any(np.isnan(a).any() for a in (out, grad))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("size", "shape", "padding"),
+    [
+        (3, (56, 56), 1),
+        (3, (5, 37), 0),
+        (5, (28, 29), 2),
+        (7, (9, 17), ((3, 2), (6, 0))),
+        (3, (2, 70), ((0, 1), (0, 40))),
+    ],
+)
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_planes_of_arrays_larger_than_the_cache(rng, dtype, at_the_end, size, shape, padding, stride):
+    """Whole vectors of them are read where that stays in the array; a channel is as it would be alone, bit for bit."""
+    C = (1 << 20) // (shape[0] * shape[1] * np.dtype(dtype).itemsize) + 3
+    guarded, parameters = Guarded(at_the_end), {"padding": padding, "stride": stride}
+    x, weight = guarded.random(rng, (1, C, *shape), dtype), guarded.random(rng, (C, 1, size, size), dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "empty", guarded.empty)
+        out = cyconv.conv2d(x, weight, groups=C, algorithm="direct", **parameters)
+        grad_out = guarded.random(rng, out.shape, dtype)
+        g = cyconv.conv2d_backward(grad_out, x, weight, groups=C, algorithm="direct", **parameters)
+    for c in (0, 1, C // 2, C - 2, C - 1):
+        alone = x[:, c : c + 1], weight[c : c + 1]
+        assert np.array_equal(out[:, c : c + 1], cyconv.conv2d(*alone, algorithm="direct", **parameters))
+        one = cyconv.conv2d_backward(grad_out[:, c : c + 1], *alone, algorithm="direct", **parameters)
+        assert np.array_equal(g.x[:, c : c + 1], one.x)
+        # Alone it is summed in more parts: up to 3136 products of about 0.64 each, of which half an eps may be lost.
+        np.testing.assert_allclose(g.weight[c : c + 1], one.weight, rtol=0, atol=1e3 * np.finfo(dtype).eps)
