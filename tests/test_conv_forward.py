@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import LANE_SIZES, LAYERS, assert_bits, assert_close, check_forward, random
+from helpers import LANE_SIZES, LAYERS, Oracle, assert_bits, assert_close, check_forward, random
 from hypothesis import example, given
 from strategies import convolutions
 
@@ -32,6 +32,28 @@ def test_sizes_around_the_lanes(rng, dtype, size):
 @pytest.mark.parametrize(("x", "weight", "parameters"), LAYERS)
 def test_typical_layers(rng, dtype, x, weight, parameters):
     check_forward(random(rng, x, dtype), random(rng, weight, dtype), random(rng, weight[0], dtype), c=8, **parameters)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize(
+    ("size", "K"), [((7, 7), 1), ((7, 7), 3), ((14, 14), 3), ((6, 11), 3), ((5, 7), 3), ((3, 17), 5)]
+)
+def test_last_pixels_of_small_maps(rng, dtype, size, K, activation):
+    """A few pixels past the last whole vector, long sums in one block and in more, rows that tiles do not divide."""
+    for N, C, F, groups in ((1, 64, 9, 1), (2, 300, 31, 2)):
+        x, weight = random(rng, (N, C, *size), dtype), random(rng, (F // groups * groups, C // groups, K, K), dtype)
+        bias = random(rng, len(weight), dtype)
+        parameters = {"padding": K // 2, "groups": groups}
+        oracle = Oracle(x, weight, **parameters)
+        out = cyconv.conv2d(x, weight, bias, algorithm="direct", **parameters)
+        assert_close(out, oracle.forward(bias), oracle.forward(bias, magnitude=True), dtype=dtype)
+        with cyconv.num_threads(1):
+            one = cyconv.conv2d(x, weight, bias, algorithm="direct", activation=activation, **parameters)
+        with cyconv.num_threads(5):
+            assert_bits(cyconv.conv2d(x, weight, bias, algorithm="direct", activation=activation, **parameters), one)
+        assert_bits(
+            cyconv.conv2d(x[:1], weight, bias, algorithm="direct", activation=activation, **parameters), one[:1]
+        )
 
 
 @given(case=convolutions())
