@@ -11,19 +11,28 @@ from cython.parallel cimport prange
 
 from cyconv._runtime cimport ready, useful_threads
 from libc.string cimport memset
-from mask cimport load_first_or_zero, store_first
-from simd cimport REGISTERS, real, vec, LANES, TAIL_PIXELS, MR, MR3, load, store, splat, vrelu, lane_sum, zip_low, zip_high, \
+from mask cimport mask, greater, load_first_or_zero, store_first
+from simd cimport REGISTERS, real, vec, LANES, HAS_MASKS, TAIL_PIXELS, TAIL_ROWS, MR, MR3, load, store, splat, vrelu, lane_sum, zip_low, zip_high, \
     transpose_vectors
 from scratch cimport take, address
-from strip cimport Axis, plan_segments, plan_copy, segment_base, total_length, longest_segment, copy_strip, copy_run, padded_plane, \
+from strip cimport Axis, plan_segments, plan_exact, plan_copy, segment_base, total_length, longest_segment, copy_strip, copy_run, padded_plane, \
     plan_runs, ceil_div, STRIP_BYTES
 from dot cimport Dot, dot_taps, DOT_TAPS
 from plane cimport Plane, PLANE_ROWS, MAX_SIZE, has_square, has_pair, square_sizes, run_pair_sizes, add_dot_square
-from tile cimport Tile, Column, tile_rows, tail_pixels, column_taps, fitting_vectors, MAX_VECTORS, COLUMN_TAPS, TAIL_ROWS
+from tile cimport Tile, Column, tile_rows, tail_pixels, column_taps, fitting_vectors, STRIDED, MASKED, SCATTERED, MAX_VECTORS, COLUMN_TAPS
 
 
 cdef void run_tile(int rows, int vectors, const Tile *t) noexcept nogil:
-    tile_rows(rows, vectors, t)
+    tile_rows(rows, vectors, STRIDED, t)
+
+
+cdef void run_masked_tile(int rows, int vectors, const Tile *t) noexcept nogil:
+    if HAS_MASKS:
+        tile_rows(rows, vectors, MASKED, t)
+
+
+cdef void run_scattered_tile(int rows, int vectors, const Tile *t) noexcept nogil:
+    tile_rows(rows, vectors, SCATTERED, t)
 
 
 cdef void run_tail(int pixels, const Tile *t, Py_ssize_t rows, const real *columns, Py_ssize_t pitch) noexcept nogil:
@@ -179,7 +188,7 @@ cdef Py_ssize_t *carve_pass(Pass *p, void *memory, Py_ssize_t kh, Py_ssize_t kw)
 
 
 cdef inline double pass_bytes(const Pass *p, Py_ssize_t kh, Py_ssize_t kw) noexcept:
-    return (<double>p.phase_count * sizeof(Phase) + (2. * p.channels * kh * kw + AXIS_ARRAYS * (kh + <double>p.phase_count * kw))
+    return (<double>p.phase_count * sizeof(Phase) + (3. * p.channels * kh * kw + AXIS_ARRAYS * (kh + <double>p.phase_count * kw))
             * sizeof(Py_ssize_t))
 
 

@@ -15,17 +15,21 @@ cdef enum:
     MAX_WEIGHT_IN_PLACE = 1 << 20   # bytes; 64 and 256 KB are no faster (race.py, Zen 5)
     CACHED_BYTES = 1 << 20      # of an array whose planes are read with masks, as they are in the cache; not tuned
     TAIL_STEPS = 64             # for which a pixel of the tail pays
-    BLOCK_STEPS = 600           # summed at once, so that a row block's part of `a` stays in cache
+    BLOCK_STEPS = 600           # summed at once, so that a row block's part of `a` stays in cache; twice as many in a single strip
 
 
 cdef struct Phase:
     Axis x
     bint exact                  # vectors cross from row to row
+    bint masked                 # lanes that leave their row are cleared
+    Py_ssize_t room             # for them before and after the strip
+    Py_ssize_t edges            # where, for each tap, the lanes that do not are marked in the scratch
     Py_ssize_t pitch, plane
     Py_ssize_t strip            # where its strip begins in the scratch
     Py_ssize_t steps
     Py_ssize_t *step_a
     Py_ssize_t *step_b
+    Py_ssize_t *step_mask
 
 
 cdef struct Pass:
@@ -54,6 +58,7 @@ cdef struct Pass:
     bint packed                 # what a row block needs of `a` is copied together
     Py_ssize_t panel            # where it begins in the scratch
     Py_ssize_t panel_row, panel_channel     # its strides, in place of row_step and channel_step
+    Py_ssize_t masks            # where those of a tile begin in the scratch
     Py_ssize_t tail             # the last pixels, which steps in the lanes take
     Py_ssize_t columns          # where what they read begins in the scratch
     Py_ssize_t column_pitch     # between two of them
@@ -66,17 +71,20 @@ cdef struct Pass:
 
 cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
     cdef Phase *phase
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, widest = 0
     p.strips = strips
     p.strip_rows = ceil_div(p.y.extent, strips)
     p.scratch = 0
-    plan_segments(&p.y, p.strip_rows, True)
+    plan_segments(&p.y, p.strip_rows)
     for i in range(p.phase_count):
         phase = p.phases + i
         phase.plane = p.y.size * phase.x.size if p.in_place else padded_plane(total_length(&p.y) * phase.pitch)
-        phase.strip = p.scratch
-        # Room for a vector that begins at the last element.
-        p.scratch += phase.x.segments * p.block_channels * (p.strip_rows * phase.x.size if p.in_place else phase.plane) + LANES
+        phase.edges = p.scratch
+        widest = max(widest, phase.x.taps if phase.masked else 0)
+        p.scratch += padded_plane(phase.x.taps * (phase.x.extent + LANES)) if phase.masked else 0
+        # Room for a vector that begins at the last element, and for what a mask clears.
+        phase.strip = p.scratch + phase.room
+        p.scratch += phase.x.segments * p.block_channels * (p.strip_rows * phase.x.size if p.in_place else phase.plane) + LANES + 2 * phase.room
     p.panel = p.scratch
     if p.packed:
         if p.row_step > p.channel_step:
@@ -87,6 +95,8 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
             p.panel_row = p.row_step
             p.panel_channel = MR * p.row_step
             p.scratch += padded_plane(p.block_channels * p.panel_channel)
+    p.masks = p.scratch
+    p.scratch += widest * MAX_VECTORS
     p.columns = p.scratch
     p.column_pitch = ceil_div(p.block_channels * p.channel_step, LANES) * LANES
     p.scratch += p.column_pitch * p.tail
@@ -94,6 +104,19 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
     if p.staged:
         p.result_plane = p.strip_rows * p.phases[0].x.extent + LANES
         p.scratch += min(p.rows, <Py_ssize_t>MR) * p.phase_count * p.result_plane
+
+
+cdef void plan_channels(Pass *p, Py_ssize_t steps) noexcept nogil:
+    """Plan one strip for each block of input channels, which has at most so many steps."""
+    p.channel_blocks = 1
+    if not (p.column or p.staged):
+        p.channel_blocks = max(1, min(p.channels, ceil_div(p.channels * p.y.taps * p.phases[0].x.taps, steps)))
+    p.block_channels = ceil_div(p.channels, p.channel_blocks)
+    plan_strips(p, 1)
+
+
+cdef inline bint exceeds_cache(const Pass *p) noexcept nogil:
+    return p.scratch * <Py_ssize_t>sizeof(real) > STRIP_BYTES
 
 
 cdef void fill_steps(Pass *p, Phase *phase, Py_ssize_t taps_of_step) noexcept nogil:
@@ -109,6 +132,7 @@ cdef void fill_steps(Pass *p, Phase *phase, Py_ssize_t taps_of_step) noexcept no
                 phase.step_a[phase.steps] = c * channel_step + p.y.index[i] + phase.x.index[j]
                 phase.step_b[phase.steps] = ((c * phase.x.segments + phase.x.segment[j]) * phase.plane
                                              + row * phase.pitch + phase.x.offset[j])
+                phase.step_mask[phase.steps] = j * MAX_VECTORS
                 phase.steps += 1
 
 
@@ -136,7 +160,7 @@ cdef Py_ssize_t even_strips(const Pass *p, Py_ssize_t blocks, Py_ssize_t most, i
 
 
 cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
-    """Choose tile, strips and tasks, fill the step tables: 2 * channels * taps of y * taps of x of all phases."""
+    """Choose tile, strips and tasks, fill the step tables: 3 * channels * taps of y * taps of x of all phases."""
     cdef Phase *phase = p.phases
     cdef Py_ssize_t i, taps, strips, most, blocks, fit, pixels
     cdef Plane plane
@@ -148,9 +172,9 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
         p.strips = even_strips(p, p.images * p.groups, ceil_div(p.y.extent, PLANE_ROWS), threads)
         p.tasks = p.images * p.groups * p.strips
         return
-    plan_segments(&p.y, 1, True)
+    plan_segments(&p.y, 1)
     for i in range(p.phase_count):
-        plan_segments(&p.phases[i].x, 1, True)
+        plan_segments(&p.phases[i].x, 1)
     p.column = p.rows <= COLUMN_MAX_ROWS and p.y.taps > 1
     p.staged = p.out_y != phase.x.extent
     p.in_place = lies_in_place(p)
@@ -159,10 +183,15 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
         phase.x.extent = phase.x.size = p.out_y = 1
     for i in range(p.phase_count):
         phase = p.phases + i
-        # Row by row costs the lanes past the row's end, exact columns a copy of the source for every tap along x.
+        # Row by row costs the lanes past the row's end, exact columns a copy of the source for every tap along x without masks.
         phase.exact = not p.column and (
             phase.x.extent < LANES or ceil_div(phase.x.extent, LANES) * LANES * 16 > phase.x.extent * 17)
-        plan_segments(&phase.x, phase.x.extent, not phase.exact)
+        phase.room = 0
+        if phase.exact:
+            phase.room = ceil_div(plan_exact(&phase.x), LANES) * LANES
+        else:
+            plan_segments(&phase.x, phase.x.extent)
+        phase.masked = phase.room > 0
         phase.pitch = phase.x.extent if phase.exact else longest_segment(&phase.x)
         plan_copy(&phase.x)
     pixels = p.y.extent * phase.x.extent
@@ -172,22 +201,20 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
         p.tail = 0
     # Three vectors at once need fewer rows; a single one costs as much as two.
     p.row_blocks = ceil_div(p.rows, MR3 if p.tail and pixels // LANES in (3, 5) else MR)
-    p.channel_blocks = 1
-    if not (p.in_place or p.column or p.staged):
-        p.channel_blocks = max(1, min(p.channels, ceil_div(p.channels * p.y.taps * p.phases[0].x.taps, BLOCK_STEPS)))
-    p.block_channels = ceil_div(p.channels, p.channel_blocks)
     # Rows a multiple of 4096 bytes apart fall into one set of the L1 cache, which has fewer ways than the tile has rows. The
     # gradient of x reads its columns of a large weight from all over it.
     p.packed = not p.column and (p.row_step * <Py_ssize_t>sizeof(real) % 4096 == 0 if p.row_step > p.channel_step
                                  else p.a_group * <Py_ssize_t>sizeof(real) > MAX_WEIGHT_IN_PLACE)
-    plan_strips(p, 1)
-    if p.tail and p.scratch * <Py_ssize_t>sizeof(real) > STRIP_BYTES:
+    plan_channels(p, 2 * BLOCK_STEPS)
+    if exceeds_cache(p):
+        plan_channels(p, BLOCK_STEPS)
+    if p.tail and exceeds_cache(p):
         p.tail = 0              # more than one strip, whose pixels may depend on the number of threads
         p.row_blocks = ceil_div(p.rows, MR)
     most = 1 if p.tail else p.y.extent
     if p.in_place and not p.tail:   # no strip may be shorter than a vector
         most //= ceil_div(LANES, p.phases[0].x.size) if p.staged else 4 * MAX_VECTORS * LANES
-    while p.strips < most and p.scratch * <Py_ssize_t>sizeof(real) > STRIP_BYTES:
+    while p.strips < most and exceeds_cache(p):
         fit = ceil_div(p.scratch * <Py_ssize_t>sizeof(real), STRIP_BYTES)
         plan_strips(p, min(most, max(p.strips + 1, p.strips * fit // 2)))
     blocks = p.images * p.groups
@@ -206,7 +233,8 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
         phase.steps = 0
         phase.step_a = tables
         phase.step_b = tables + p.channels * p.y.taps * phase.x.taps
-        tables += 2 * p.channels * p.y.taps * phase.x.taps
+        phase.step_mask = phase.step_b + p.channels * p.y.taps * phase.x.taps
+        tables += 3 * p.channels * p.y.taps * phase.x.taps
         if p.column:
             for taps in range(COLUMN_TAPS, 0, -1):
                 if p.column_steps[taps]:
@@ -215,15 +243,24 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
             fill_steps(p, phase, 0)
 
 
+cdef void mark_edges(const Phase *phase, real *edges) noexcept nogil:
+    """For each tap 1 in the columns, and those of the row that follows, for which it reads an element of the strip's row."""
+    cdef Py_ssize_t i, x
+    for i in range(phase.x.taps):
+        for x in range(phase.x.extent + LANES):
+            edges[x] = 0 <= x % phase.x.extent + phase.x.offset[i] < phase.x.extent
+        edges += phase.x.extent + LANES
+
+
 cdef void run_block(const Pass *p, const Phase *phase, Tile *t, real *out, Py_ssize_t out_row, Py_ssize_t out_y,
-                    Py_ssize_t rows, Py_ssize_t strip_rows, const real *columns) noexcept nogil:
+                    Py_ssize_t rows, Py_ssize_t strip_rows, const real *edges, const real *columns) noexcept nogil:
     """All pixels of the strip for one block of rows; out[row * out_row + oy * out_y + ox]."""
     cdef Py_ssize_t extent = phase.x.extent
     cdef Py_ssize_t pixels = strip_rows * extent - p.tail
     cdef Py_ssize_t row_vectors = ceil_div(extent, LANES)
     cdef Py_ssize_t vectors = ceil_div(pixels, LANES) if phase.exact else strip_rows * row_vectors
     cdef Py_ssize_t lanes[MAX_VECTORS]
-    cdef Py_ssize_t v = 0, n, j, y, x, end
+    cdef Py_ssize_t v = 0, n, i, j, y, x, end
     cdef bint partial
     t.out = out
     t.out_row = out_row
@@ -240,18 +277,27 @@ cdef void run_block(const Pass *p, const Phase *phase, Tile *t, real *out, Py_ss
             partial |= lanes[j] < LANES
             t.pixel[j] = y * phase.pitch + x
             t.out_pixel[j] = y * out_y + x
+            for i in range(phase.x.taps if phase.masked else 0):
+                t.masks[i * MAX_VECTORS + j] = greater(load(edges + i * (extent + LANES) + x % extent), splat(0))
         if partial:
-            run_partial(t, rows, n, lanes)
+            run_partial(t, rows, n, phase.masked, lanes)
         else:
-            run_tile(<int>rows, <int>n, t)
+            run_any_tile(t, rows, n, phase.masked)
         v += n
     if p.tail:
         t.out += pixels
         run_tail(<int>p.tail, t, rows, columns, p.column_pitch)
 
 
-cdef void run_partial(const Tile *t, Py_ssize_t rows, Py_ssize_t vectors, const Py_ssize_t *lanes) noexcept nogil:
-    """The same as run_tile, where only the first lanes[j] lanes of vector j are output pixels."""
+cdef inline void run_any_tile(const Tile *t, Py_ssize_t rows, Py_ssize_t vectors, bint masked) noexcept nogil:
+    if masked:
+        run_masked_tile(<int>rows, <int>vectors, t)
+    else:
+        run_tile(<int>rows, <int>vectors, t)
+
+
+cdef void run_partial(const Tile *t, Py_ssize_t rows, Py_ssize_t vectors, bint masked, const Py_ssize_t *lanes) noexcept nogil:
+    """The same as run_any_tile, where only the first lanes[j] lanes of vector j are output pixels."""
     cdef real buffer[MR * MAX_VECTORS * LANES]
     cdef Tile whole = t[0]
     cdef Py_ssize_t i, j
@@ -262,7 +308,7 @@ cdef void run_partial(const Tile *t, Py_ssize_t rows, Py_ssize_t vectors, const 
     whole.out_row = vectors * LANES
     for j in range(vectors):
         whole.out_pixel[j] = j * LANES
-    run_tile(<int>rows, <int>vectors, &whole)
+    run_any_tile(&whole, rows, vectors, masked)
     for i in range(rows):
         for j in range(vectors):
             out = t.out + i * t.out_row + t.out_pixel[j]
@@ -429,11 +475,14 @@ cdef inline Py_ssize_t portion(Py_ssize_t i, Py_ssize_t n, Py_ssize_t parts) noe
 
 cdef void run_tasks(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *scratch) noexcept nogil:
     """The tasks first..last, the row blocks of a strip together."""
-    cdef Py_ssize_t strip, end
+    cdef Py_ssize_t strip, end, i
     cdef bint clear = True
     if p.planes:
         run_planes(p, first, last, scratch)
         return
+    for i in range(p.phase_count):
+        if p.phases[i].masked:
+            mark_edges(p.phases + i, scratch + p.phases[i].edges)
     while first < last:
         strip = first // p.row_blocks if p.row_blocks > 1 else first
         end = min(last, (strip + 1) * p.row_blocks)
@@ -453,14 +502,16 @@ cdef void pack(const Pass *p, real *panel, const real *a, Py_ssize_t rows, Py_ss
             copy_run(panel + i * p.panel_channel, a + i * p.channel_step, rows * p.row_step)
 
 
-cdef void fill_columns(const Pass *p, const real *strip, Py_ssize_t channels, real *columns) noexcept nogil:
+cdef void fill_columns(const Pass *p, const real *strip, Py_ssize_t channels, const real *edges, real *columns) noexcept nogil:
     """What the pixels of the tail read, in the order of `a`."""
     cdef const Phase *phase = p.phases
     cdef Py_ssize_t steps = channels * p.channel_step, pixel = p.y.extent * phase.x.extent - p.tail, j, k
     memset(columns, 0, p.tail * p.column_pitch * sizeof(real))
+    edges += pixel % phase.x.extent
     for k in range(steps):
         for j in range(p.tail):
-            columns[j * p.column_pitch + phase.step_a[k]] = strip[phase.step_b[k] + pixel + j]
+            if not phase.masked or edges[phase.step_mask[k] // MAX_VECTORS * (phase.x.extent + LANES) + j] > 0:
+                columns[j * p.column_pitch + phase.step_a[k]] = strip[phase.step_b[k] + pixel + j]
 
 
 cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_ssize_t last_block, bint clear,
@@ -476,8 +527,7 @@ cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_
     cdef real *out
     cdef const Phase *phase
     cdef Tile t
-    for i in range(MR):
-        t.row[i] = i * (p.panel_row if p.packed else p.row_step)
+    t.row_step = p.panel_row if p.packed else p.row_step
     c0 = 0
     while c0 < p.channels:
         channels = min(p.block_channels, p.channels - c0)
@@ -487,7 +537,7 @@ cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_
             copy_strip(scratch + phase.strip, source, channels, source_plane, clear or p.strips > 1 or p.channel_blocks > 1, &p.y,
                        &phase.x, y0, phase.plane, phase.pitch)
         if p.tail:
-            fill_columns(p, source if p.in_place else scratch + p.phases[0].strip, channels, scratch + p.columns)
+            fill_columns(p, source if p.in_place else scratch + p.phases[0].strip, channels, scratch + p.phases[0].edges, scratch + p.columns)
         t.accumulate = c0 > 0
         t.relu = p.relu and c0 + channels == p.channels
         for block in range(first_block, last_block):
@@ -503,21 +553,23 @@ cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_
                 phase = p.phases + i
                 t.step_a = phase.step_a
                 t.step_b = phase.step_b
+                t.step_mask = phase.step_mask
+                t.masks = <mask *>(scratch + p.masks)
                 t.steps = phase.steps if channels == p.block_channels else phase.steps // p.block_channels * channels
                 t.b = source + y0 * phase.x.size if p.in_place else scratch + phase.strip
                 if p.staged:
                     run_rows(p, phase, &t, scratch + p.results + i * p.result_plane, p.phase_count * p.result_plane,
-                             phase.x.extent, rows, strip_rows, scratch + p.columns)
+                             phase.x.extent, rows, strip_rows, scratch)
                 else:
-                    run_rows(p, phase, &t, out, p.out_plane, p.out_y, rows, strip_rows, scratch + p.columns)
+                    run_rows(p, phase, &t, out, p.out_plane, p.out_y, rows, strip_rows, scratch)
             if p.staged:
                 interleave(p, out, scratch + p.results, rows, strip_rows)
         c0 += channels
 
 
 cdef inline void run_rows(const Pass *p, const Phase *phase, Tile *t, real *out, Py_ssize_t out_row, Py_ssize_t out_y,
-                          Py_ssize_t rows, Py_ssize_t strip_rows, const real *columns) noexcept nogil:
+                          Py_ssize_t rows, Py_ssize_t strip_rows, const real *scratch) noexcept nogil:
     if p.column:
         run_column_block(p, phase, t, out, out_row, out_y, rows, strip_rows)
     else:
-        run_block(p, phase, t, out, out_row, out_y, rows, strip_rows, columns)
+        run_block(p, phase, t, out, out_row, out_y, rows, strip_rows, scratch + phase.edges, scratch + p.columns)

@@ -16,15 +16,15 @@ typedef REAL real;
 /* aligned(sizeof(real)): loads and stores may be unaligned; may_alias: made from pointers to real. */
 typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
-enum { LANES = LANE_COUNT, TAIL_PIXELS = LANE_COUNT > 4 ? LANE_COUNT / 4 : 1 };
+enum { LANES = LANE_COUNT, HAS_MASKS = VECTOR_BYTES == 64, TAIL_PIXELS = LANE_COUNT > 4 ? LANE_COUNT / 4 : 1 };
 
-/* Vector registers, and the most rows of the register tile, also of that of three vectors if there is one. */
+/* Vector registers, and the most rows of the register tile, also of that of three vectors if there is one; rows of the tail. */
 #if VECTOR_BYTES == 64
-enum { REGISTERS = 32, MR = 14, MR3 = 9 };
+enum { REGISTERS = 32, MR = 14, MR3 = 9, TAIL_ROWS = 5 };
 #elif defined(__aarch64__)
-enum { REGISTERS = 32, MR = 12, MR3 = 9 };
+enum { REGISTERS = 32, MR = 12, MR3 = 9, TAIL_ROWS = 5 };
 #else
-enum { REGISTERS = 16, MR = 6, MR3 = 6 };
+enum { REGISTERS = 16, MR = 6, MR3 = 6, TAIL_ROWS = 4 };
 #endif
 
 static inline vec load(const real *p) { return *(const vec *)p; }

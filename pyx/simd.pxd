@@ -3,8 +3,10 @@ cdef extern from "simd.h" nogil:
     ctypedef float real
     ctypedef float vec
     enum: LANES
+    enum: HAS_MASKS
     enum: TAIL_PIXELS
     enum: MR
+    enum: TAIL_ROWS
     enum: MR3
     enum: REGISTERS
     vec load(const real *p) noexcept

@@ -2,9 +2,10 @@
 # consecutive output pixels is a contiguous run. Layout [channel][x segment][row][pitch].
 #
 # Along one axis, output o of tap i reads source index start[i] + o * step. Taps whose runs overlap share a segment; runs
-# of different residues modulo the step never do. With exact columns every tap along x has a segment of its own, as wide
-# as the output: rows then follow each other without a gap and vectors cross from one to the next.
-from simd cimport real, vec, LANES, load, store, splat, even, odd
+# of different residues modulo the step never do. With exact columns a segment along x is as wide as the output: rows then
+# follow each other without a gap and vectors cross from one to the next. With mask registers taps share a segment that has
+# all that they read of the source; the lanes that would read another row are cleared. Without, each tap has its own.
+from simd cimport real, vec, LANES, HAS_MASKS, load, store, splat, even, odd
 from mask cimport load_first_or_zero, store_first, prefetch
 
 
@@ -34,23 +35,47 @@ cdef struct Axis:
     Py_ssize_t pair             # step 2: the segment whose elements follow those of the other one, one by one; else -1
 
 
-cdef inline void plan_segments(Axis *axis, Py_ssize_t extent, bint share) noexcept nogil:
+cdef inline void plan_segments(Axis *axis, Py_ssize_t extent) noexcept nogil:
     """Lay out the segments for runs of `extent` outputs."""
     cdef Py_ssize_t i, j, gap, found
     axis.segments = 0
     for i in range(axis.taps):
         found = axis.segments
-        if share:
-            for j in range(axis.segments):
-                gap = axis.start[i] - axis.segment_start[j]
-                if gap % axis.step == 0 and gap // axis.step <= axis.segment_length[j]:
-                    found = j
+        for j in range(axis.segments):
+            gap = axis.start[i] - axis.segment_start[j]
+            if gap % axis.step == 0 and gap // axis.step <= axis.segment_length[j]:
+                found = j
         if found == axis.segments:
             axis.segment_start[found] = axis.start[i]
             axis.segments += 1
         axis.segment[i] = found
         axis.offset[i] = (axis.start[i] - axis.segment_start[found]) // axis.step
         axis.segment_length[found] = axis.offset[i] + extent
+
+
+cdef inline Py_ssize_t plan_exact(Axis *axis) noexcept nogil:
+    """Lay out segments as wide as the output; return the largest offset, which may be one to the left.
+
+    From offset o a tap reads the outputs 0 <= o + output < extent of its segment; the others would read padding.
+    """
+    cdef Py_ssize_t i, j, start, last, farthest = 0, width = axis.extent * axis.step
+    axis.segments = 0
+    for i in range(axis.taps):
+        start = axis.start[i]
+        if HAS_MASKS and start < 0:
+            start += ceil_div(-start, axis.step) * axis.step
+        last = min(axis.start[i] + width - axis.step, axis.size - 1)
+        axis.segment[i] = axis.segments
+        for j in range(axis.segments if HAS_MASKS else 0):
+            if (start - axis.segment_start[j]) % axis.step == 0 and axis.segment_start[j] <= start and last < axis.segment_start[j] + width:
+                axis.segment[i] = j
+        if axis.segment[i] == axis.segments:
+            axis.segment_start[axis.segments] = start
+            axis.segment_length[axis.segments] = axis.extent
+            axis.segments += 1
+        axis.offset[i] = (axis.start[i] - axis.segment_start[axis.segment[i]]) // axis.step
+        farthest = max(farthest, max(axis.offset[i], -axis.offset[i]))
+    return farthest
 
 
 cdef inline void plan_copy(Axis *x) noexcept nogil:

@@ -53,7 +53,7 @@ cdef inline Py_ssize_t sum_elements(const WeightPass *p) noexcept nogil:
 cdef void plan_weight_strips(WeightPass *p, Py_ssize_t strips) noexcept nogil:
     p.strips = strips
     p.strip_rows = ceil_div(p.y.extent, strips)
-    plan_segments(&p.y, p.strip_rows, True)
+    plan_segments(&p.y, p.strip_rows)
     p.plane = padded_plane(total_length(&p.y) * p.pitch)
 
 
@@ -62,10 +62,10 @@ cdef void plan_weight(WeightPass *p) noexcept nogil:
     p.vectors = ceil_div(p.rows, LANES)
     p.dot = p.rows * 2 <= LANES or p.rows <= 2
     p.chunks = ceil_div(p.channels, CHUNK_CHANNELS)
-    plan_segments(&p.x, p.x.extent, True)
+    plan_segments(&p.x, p.x.extent)
     plan_copy(&p.x)
     p.pitch = longest_segment(&p.x)
-    plan_segments(&p.y, 1, True)
+    plan_segments(&p.y, 1)
     p.square = p.dot and is_square(&p.y, &p.x)
     p.chunk_channels = ceil_div(p.channels, p.chunks)
     plan_weight_strips(p, 1)
@@ -196,7 +196,7 @@ cdef void add_unit(const WeightPass *p, Tile *t, real *sums, const real *strip, 
                 i = (first + j) // per_channel
                 t.row[j] = i * p.x.segments * p.plane + p.tap[first + j - i * per_channel]
             t.out = sums + first * t.out_row + v * LANES
-            run_tile(rows, n, t)
+            run_scattered_tile(rows, n, t)
         v += n
 
 

@@ -20,7 +20,7 @@ from simd cimport real, vec, LANES, MR, load, store, splat, vrelu, even, odd, sl
 from mask cimport load_first_or_zero, store_first, is_nan, any, split3, prefetch
 from scratch cimport take, address
 from strip cimport copy_run, zero_run, ceil_div, padded_plane
-from tile cimport Tile, tile_rows
+from tile cimport Tile, tile_rows, STRIDED
 
 include "winograd.pxi"
 
@@ -110,15 +110,14 @@ cdef void multiply(const Winograd *p, const real *u, const real *v, real *m, int
     cdef Tile t
     t.step_a, t.step_b, t.steps = p.step_a, p.step_b, channels
     t.bias, t.relu, t.accumulate, t.out_row = NULL, False, accumulate, p.pitch
-    for j in range(MR):
-        t.row[j] = j
+    t.row_step = 1
     for k in range(p.elements):
         t.a, t.b, t.out = u + k * p.u_plane, v + k * p.v_plane, m + k * p.m_plane
         done = 0
         while done < p.lanes:
             t.pixel[0] = t.out_pixel[0] = done
             t.pixel[1] = t.out_pixel[1] = done + LANES
-            tile_rows(rows, 2 if done + LANES < p.lanes else 1, &t)
+            tile_rows(rows, 2 if done + LANES < p.lanes else 1, STRIDED, &t)
             done += 2 * LANES
 
 
