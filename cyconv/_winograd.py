@@ -1,4 +1,4 @@
-"""Winograd's F(4x4, 3x3), F(2x2, 3x3), F(2x2, 5x5) and F(4, 3): where they exist, what "auto" takes of them."""
+"""Winograd's F(4x4, 3x3), F(2x2, 3x3), F(2x2, 5x5), F(4, 3), and F(3x3, 4x4) for weights: what "auto" takes of them."""
 
 from __future__ import annotations
 
@@ -102,3 +102,28 @@ def convolve(
     threads, scratch = _dispatch.threads(), _dispatch.scratch
     redo = kernels.forward(x, weight, rotated, outputs, bias, out, top, left, groups, relu, threads, scratch)
     return [slice(n, n + 1) for n in redo]
+
+
+def weight_gain(rows: int, channels: int, images: int, height: int, width: int, lanes: int) -> float:
+    """Estimate how many times faster than the direct sum the gradient of a 3x3 weight is, for one group: as `gain`."""
+    tiles, vectors = -(-height // 4) * -(-width // 4), -(-rows // lanes)
+    blocks = max(1, images * tiles * 36 / _TASK_PRODUCTS, images / 8)
+    products = channels * vectors * (0.5 * images * tiles + 4 * blocks + 3)
+    inputs = 1.5 * (2.5 + 0.65 * lanes) * channels * images * -(-tiles // lanes) * -(-rows // 128)
+    grads = 1.5 * (2.5 + 0.2 * lanes) * vectors * images * tiles * -(-channels // 128)
+    direct = channels * vectors * (images * height * width / 8 + 1.5)
+    return direct / (products + inputs + grads)
+
+
+def takes_weight(rows: int, channels: int, images: int, size: Ints, dtype: np.dtype[Any]) -> bool:
+    """Return whether "auto" takes it for the gradient of a 3x3 weight; its errors are too large on maps below 7x7."""
+    if min(rows, channels) < 32 or min(size) < 7:
+        return False
+    return weight_gain(rows, channels, images, *size, lanes(dtype)) >= 1.1
+
+
+def weight_gradient(x: Array, grad_out: Array, grad_weight: Array, padding: Ints, groups: int) -> bool:
+    """Write the gradient of a 3x3 weight; return whether it is finite: if not, it must be summed directly."""
+    kernels = _dispatch.kernels("winograd", x.dtype)
+    threads, scratch = _dispatch.threads(), _dispatch.scratch
+    return not kernels.grad_weight(x, grad_out, grad_weight, *padding, groups, threads, scratch)

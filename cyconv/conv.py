@@ -46,6 +46,7 @@ class _Plan:
     patches: bool  # the gradient of x is that of a 1x1 kernel over patches
     winograd: int  # for the result: outputs of a tile along an axis, 0 for the direct sum
     winograd_x: int  # for the gradient of x
+    winograd_weight: bool
 
 
 _plans: dict[Any, _Plan] = {}
@@ -199,7 +200,8 @@ def conv2d_backward(
     x, weight : ndarray
         As given to `conv2d`.
     stride, padding, dilation, groups, padding_mode, algorithm
-        As given to `conv2d`. The gradients of weight and bias are always direct sums.
+        As given to `conv2d`. The gradient of weight has a Winograd form for 3x3 kernels only, which "auto" takes by the
+        shapes of the whole batch; for others, as that of bias, it is the direct sum.
     wrt : tuple of {"x", "weight", "bias"}
         Which gradients to compute.
 
@@ -231,7 +233,7 @@ def conv2d_backward(
     parameters = stride, padding, dilation, groups, padding_mode, algorithm
     key = _runtime.key(_dispatch._isa, np.ndarray, x, weight, parameters)
     plan = _plans.get(key) or _new_plan(key, x, weight, parameters)
-    dtype, kernels, threads, scratch = plan.dtype, plan.kernels, _dispatch.threads, _dispatch.scratch
+    dtype = plan.dtype
     if not plan.one_dtype or grad_out.dtype != dtype:
         _check.same_dtype(grad_out=grad_out, x=x, weight=weight)
     _check.same_shape("grad_out", grad_out, plan.result)
@@ -243,20 +245,14 @@ def conv2d_backward(
         return ConvGradients(np.empty(x.shape, dtype) if "x" in wrt else None, grad_weight, grad_bias)
     grad_out = _check.contiguous(grad_out if plan.batched else grad_out[None])
     if grad_bias is not None:
-        kernels.grad_bias(grad_out, grad_bias, plan.geometry, threads)
+        plan.kernels.grad_bias(grad_out, grad_bias, plan.geometry, _dispatch.threads)
     if grad_weight is not None:
         if padding_mode != "zeros":
             x = _fill_border(x, plan.pads, padding_mode)
         x4 = _check.contiguous(x if plan.batched else x[None])
-        suspect = kernels.grad_weight(x4, grad_out, grad_weight, plan.geometry, threads, scratch)
-        if suspect and not np.isfinite(grad_out).all():
-            grad_weight[...] = 0
-            for tap, inside, outputs in _taps(plan.x, weight.shape, plan.result[-2:], plan.window):
-                part = np.empty(grad_weight[tap].shape, dtype)
-                inputs = x4[inside].copy(), grad_out[outputs].copy()
-                geometry = _pack(inputs[0].shape, part.shape, inputs[1].shape, _PLAIN, plan.groups)
-                kernels.grad_weight(*inputs, part, geometry, threads, scratch)
-                grad_weight[tap] = part
+        rest = plan.window[2:4], plan.groups
+        if not plan.winograd_weight or not _winograd.weight_gradient(x4, grad_out, grad_weight, *rest):
+            _grad_weight(x4, grad_out, grad_weight, plan)
     grad_x = None
     if "x" in wrt:
         grad_x, weight = np.empty(plan.x, dtype), _check.contiguous(weight)
@@ -285,6 +281,18 @@ def _mend(x: Any, weight: Any, bias: Any, out: Any, plan: _Plan, relu: bool) -> 
         _add(out[outputs], part)
     if relu:
         np.maximum(out, 0, out=out)
+
+
+def _grad_weight(x: Any, grad_out: Any, grad_weight: Any, plan: _Plan) -> None:
+    """grad_weight = the direct sum."""
+    kernel, threads, scratch = plan.kernels.grad_weight, _dispatch.threads, _dispatch.scratch
+    if kernel(x, grad_out, grad_weight, plan.geometry, threads, scratch) and not np.isfinite(grad_out).all():
+        grad_weight[...] = 0
+        for tap, inside, outputs in _taps(plan.x, grad_weight.shape, plan.result[-2:], plan.window):
+            part, inputs = np.empty(grad_weight[tap].shape, plan.dtype), (x[inside].copy(), grad_out[outputs].copy())
+            geometry = _pack(inputs[0].shape, part.shape, inputs[1].shape, _PLAIN, plan.groups)
+            kernel(*inputs, part, geometry, threads, scratch)
+            grad_weight[tap] = part
 
 
 def _grad_x(grad_out: Any, weight: Any, grad_x: Any, plan: _Plan, geometry: bytes) -> None:
@@ -338,17 +346,19 @@ def _new_plan(key: Any, x: Any, weight: Any, parameters: tuple[Any, ...]) -> _Pl
     result = *x.shape[:-3], len(weight), *size
     rows, channels = len(weight) // groups, weight.shape[1]
     outputs = outputs_x = 0
+    of_weight = False
     if winograd and algorithm != "direct":
         forced = algorithm == "winograd"
         outputs = _winograd.outputs(kernel, rows, channels, size, x.dtype, forced)
         outputs_x = _winograd.outputs(kernel, channels, rows, padded[2:], x.dtype, forced)
+        of_weight = kernel == (3, 3) and (forced or _winograd.takes_weight(rows, channels, padded[0], size, x.dtype))
     kernels, one_dtype = _dispatch.kernels("conv", x.dtype), x.dtype == weight.dtype
     geometry = _pack(padded, weight.shape, size, window, groups)
     # Patches that tile x. Below 8x8 the phases of the kernels are faster than a transposition (race.py on Zen 5).
     tiled = padded[2:] == tuple(m * k for m, k in zip(size, kernel, strict=True))
     patches = tiled and window == (*kernel, 0, 0, 1, 1) and math.prod(kernel) >= 64
     fixed = kernels, x.dtype, one_dtype, batched, result, padded, pads, window, groups
-    plan = _Plan(*fixed, geometry, patches, outputs, outputs_x)
+    plan = _Plan(*fixed, geometry, patches, outputs, outputs_x, of_weight)
     if key is not None:
         if len(_plans) >= 1024:
             _plans.clear()

@@ -12,8 +12,8 @@ from cython.parallel cimport prange
 from cyconv._runtime cimport ready, useful_threads
 from libc.string cimport memset
 from mask cimport mask, greater, load_first_or_zero, store_first
-from simd cimport REGISTERS, real, vec, LANES, HAS_MASKS, TAIL_PIXELS, TAIL_ROWS, MR, MR3, load, store, splat, vrelu, lane_sum, zip_low, zip_high, \
-    transpose_vectors
+from simd cimport REGISTERS, real, vec, LANES, HAS_MASKS, TAIL_PIXELS, TAIL_ROWS, MR, MR3, load, store, splat, vrelu, lane_sum, \
+    zip_low, zip_high, transpose
 from scratch cimport take, address
 from strip cimport Axis, plan_segments, plan_exact, plan_copy, segment_base, total_length, longest_segment, copy_strip, copy_run, padded_plane, \
     plan_runs, ceil_div, STRIP_BYTES

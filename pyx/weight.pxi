@@ -132,35 +132,6 @@ cdef void add_dots(const WeightPass *p, real *sums, const real *source, const re
                         sums_fc[p.y.index[i] + k * p.run_step + j] += part[k]
 
 
-cdef inline void transpose_square(real *to, Py_ssize_t to_row, const real *source, Py_ssize_t row) noexcept nogil:
-    """to[j][i] = source[i][j] for LANES x LANES elements."""
-    cdef vec a[LANES]
-    cdef int i
-    for i in range(LANES):
-        a[i] = load(source + i * row)
-    transpose_vectors(a)
-    for i in range(LANES):
-        store(to + i * to_row, a[i])
-
-
-cdef void transpose(real *to, Py_ssize_t to_row, const real *source, Py_ssize_t row, Py_ssize_t rows,
-                    Py_ssize_t columns) noexcept nogil:
-    """to[j][i] = source[i][j] for i < rows, j < columns, along the rows of `to`."""
-    cdef Py_ssize_t i, j = 0, k
-    while j + LANES <= columns:
-        i = 0
-        while i + LANES <= rows:
-            transpose_square(to + j * to_row + i, to_row, source + i * row + j, row)
-            i += LANES
-        for i in range(i, rows):
-            for k in range(LANES):
-                to[(j + k) * to_row + i] = source[i * row + j + k]
-        j += LANES
-    for j in range(j, columns):
-        for i in range(rows):
-            to[j * to_row + i] = source[i * row + j]
-
-
 cdef void fill_panels(const WeightPass *p, real *panels, const real *grad_out, Py_ssize_t pixels) noexcept nogil:
     """panels[block][pixel][lane] = grad_out[block * PANEL_VECTORS * LANES + lane][pixel], zero past the last channel."""
     cdef Py_ssize_t block = 0, rows, k, f

@@ -46,8 +46,9 @@ cdef inline void output_axis(const int n, const int r, const vec *m, vec *y, con
         odd_b = m[3] - m[4]
         y[0] = m[0] + even_a + even_b
         y[step] = splat(a) * odd_a + (splat(b) * odd_b + m[5] if r == 5 else splat(b) * odd_b)
+        if r <= 4:
+            y[2 * step] = splat(a * a) * even_a + (splat(b * b) * even_b + m[5] if r == 4 else splat(b * b) * even_b)
         if r == 3:
-            y[2 * step] = splat(a * a) * even_a + splat(b * b) * even_b
             y[3 * step] = splat(a * a * a) * odd_a + (splat(b * b * b) * odd_b + m[5])
 
 
@@ -57,6 +58,7 @@ cdef inline void weight_pair(double p, double q, const int r, const vec *g, vec 
     cdef vec odd_part = splat(1 / (2 * p * q)) * g[1]
     if r == 5:
         even_part = even_part + splat(p * p / (2 * q)) * g[4]
+    if r >= 4:
         odd_part = odd_part + splat(p / (2 * q)) * g[3]
     u[0] = even_part + odd_part
     u[step] = even_part - odd_part
@@ -186,16 +188,16 @@ cdef inline void load_rotated(const int taps, const real *weight, Py_ssize_t lan
         store(to + i * LANES, a[i])
 
 
-cdef inline void transform_kernels(const int ny, const int nx, const int r, const real *g, bint rotated, real *to,
+cdef inline void transform_kernels(const int ny, const int nx, const int r, const real *g, Py_ssize_t row, bint rotated, real *to,
                                    Py_ssize_t plane) noexcept nogil:
-    """to[(nx * i + j) * plane] = (G g G^T)[i][j] of LANES kernels g[tap][lane]."""
-    cdef int ry = r if ny > 1 else 1, rx = r if nx > 1 else 1, taps = ry * rx
+    """to[(nx * i + j) * plane] = (G g G^T)[i][j] of LANES kernels, whose rows of taps [tap][lane] begin every `row` elements."""
+    cdef int ry = r if ny > 1 else 1, rx = r if nx > 1 else 1
     cdef vec u[30]
     cdef vec part[6]
     cdef int i, j
     for j in range(rx):
         for i in range(ry):
-            part[i] = load(g + (taps - 1 - rx * i - j if rotated else rx * i + j) * LANES)
+            part[i] = load(g + ((ry - 1 - i) * row + (rx - 1 - j) * LANES if rotated else i * row + j * LANES))
         weight_axis(ny, r, part, u + j, rx)
     for i in range(ny):
         weight_axis(nx, r, u + rx * i, part, 1)

@@ -9,6 +9,8 @@ channels; then, for each block, it transforms the kernels, multiplies with the r
 and transforms back. It owns its output elements, whose sums over c run in order: they do not depend on tasks, threads
 and batch. To transform a kernel again for each task costs less than to read it from memory, where there would be more.
 
+winograd_weight.pxi has the gradient of the weight.
+
 Scratch of a thread: v of a task, m of a block of output channels, u of a block and some input channels, one channel of
 the padded input. Reference: cyconv/_reference.py.
 """
@@ -16,7 +18,7 @@ from cython.parallel cimport prange
 
 from cyconv._runtime cimport ready, useful_threads
 from libc.string cimport memset
-from simd cimport real, vec, LANES, MR, load, store, splat, vrelu, even, odd, slide, interleave, transpose_vectors
+from simd cimport real, vec, LANES, MR, load, store, splat, vrelu, even, odd, slide, interleave, transpose_vectors, transpose
 from mask cimport load_first_or_zero, store_first, is_nan, any, split3, prefetch
 from scratch cimport take, address
 from strip cimport copy_run, zero_run, ceil_div, padded_plane
@@ -29,14 +31,16 @@ cdef enum:
     TASK_PRODUCTS = 112 * 36    # tiles that a task transforms at once, times the elements of one
     TASK_BYTES = 1 << 23        # most bytes of v
     BLOCK_BYTES = 1 << 18       # of u
+    MOST_CHANNELS = 128         # in and out of a task of the gradient of the weight: with 256 its m leaves the caches in float64
+    MOST_IMAGES = 8             # added up there before their sum goes to memory, for accuracy: docs/accuracy.md
     WORK_PER_THREAD = 1 << 18   # multiply-adds of the direct sum for which another thread is worth its start
 
 
 cdef struct Winograd:
     const real *x
-    const real *weight
+    const real *weight          # or grad_out
     const real *bias            # or NULL
-    real *out
+    real *out                   # or grad_weight
     bint relu, rotated
     Py_ssize_t images, groups, rows, channels       # rows, channels: output and input channels of a group
     Py_ssize_t height, width, out_height, out_width, ph, pw
@@ -46,7 +50,7 @@ cdef struct Winograd:
     Py_ssize_t joins, parts_y, parts_x, shares      # tasks along images, rows, columns and output channels
     Py_ssize_t joined, image_tiles, lanes, pitch    # images of a task, lanes of one, of all, between channels
     Py_ssize_t blocks, block_rows, block_channels   # blocks of output channels, most rows of one, channels of u at once
-    Py_ssize_t *step_a          # [channels]
+    Py_ssize_t *step_a          # [channels], or tiles
     Py_ssize_t *step_b
     Py_ssize_t u_rows, u_plane, v_plane, m_plane, cell_plane, strip_pitch, strip, line      # elements
 
@@ -59,7 +63,7 @@ cdef inline void form_block(const int ny, const int nx, const int r, const Winog
                             Py_ssize_t channels, real *u) noexcept nogil:
     """Some transformed kernels, u[k][c][f]."""
     cdef Py_ssize_t c = 0, f, i, n
-    cdef int taps = (r if ny > 1 else 1) * (r if nx > 1 else 1)
+    cdef int rx = r if nx > 1 else 1, taps = (r if ny > 1 else 1) * rx
     cdef real kernels[25 * LANES * LANES]
     cdef const real *weight_fc
     while c < channels:
@@ -72,7 +76,8 @@ cdef inline void form_block(const int ny, const int nx, const int r, const Winog
             else:
                 load_kernels(weight_fc, p.row_step, rows - f, n * taps, kernels)
             for i in range(n):
-                transform_kernels(ny, nx, r, kernels + i * taps * LANES, p.rotated, u + (c + i) * p.u_rows + f, p.u_plane)
+                transform_kernels(ny, nx, r, kernels + i * taps * LANES, rx * LANES, p.rotated, u + (c + i) * p.u_rows + f,
+                                  p.u_plane)
             f += LANES
         c += n
 
@@ -104,6 +109,10 @@ cdef inline void load_form(const int ny, const int nx, const int r, const Winogr
         t += LANES
 
 
+cdef void run_tile(int rows, int vectors, const Tile *t) noexcept nogil:
+    tile_rows(rows, vectors, STRIDED, t)
+
+
 cdef void multiply(const Winograd *p, const real *u, const real *v, real *m, int rows, Py_ssize_t channels, bint accumulate) noexcept nogil:
     """m[k][f][tile] = sum over c of u[k][c][f] * v[k][c][tile] for a block of output channels."""
     cdef Py_ssize_t j, k, done
@@ -117,7 +126,7 @@ cdef void multiply(const Winograd *p, const real *u, const real *v, real *m, int
         while done < p.lanes:
             t.pixel[0] = t.out_pixel[0] = done
             t.pixel[1] = t.out_pixel[1] = done + LANES
-            tile_rows(rows, 2 if done + LANES < p.lanes else 1, STRIDED, &t)
+            run_tile(rows, 2 if done + LANES < p.lanes else 1, &t)
             done += 2 * LANES
 
 
@@ -175,6 +184,15 @@ cdef bint store_tiles(const Winograd *p, const real *m, const Block *block, real
     return store_form(6, 6, 3, p, m, block, lines, out_nf, bias)
 
 
+cdef void set_block(const Winograd *p, Py_ssize_t i, Block *block) noexcept nogil:
+    """One of parts_y * parts_x blocks of an image's tiles; i counts those of other images too."""
+    block.x = i % p.parts_x * p.tiles_x // p.parts_x
+    block.columns = (i % p.parts_x + 1) * p.tiles_x // p.parts_x - block.x
+    i //= p.parts_x
+    block.y = i % p.parts_y * p.tiles_y // p.parts_y
+    block.rows = (i % p.parts_y + 1) * p.tiles_y // p.parts_y - block.y
+
+
 cdef void run_tasks(const Winograd *p, Py_ssize_t first, Py_ssize_t last, real *v, char *bad) noexcept nogil:
     """The tasks first..last; tiles are transformed once for all shares of output channels that follow each other."""
     cdef real *m = v + p.elements * p.v_plane
@@ -183,13 +201,8 @@ cdef void run_tasks(const Winograd *p, Py_ssize_t first, Py_ssize_t last, real *
     cdef Py_ssize_t task, i, g, n0, n1, n, c, b, f, f0, f1, loaded = -1
     cdef Block block
     for task in range(first, last):
-        i = task // p.shares
-        block.x = i % p.parts_x * p.tiles_x // p.parts_x
-        block.columns = (i % p.parts_x + 1) * p.tiles_x // p.parts_x - block.x
-        i //= p.parts_x
-        block.y = i % p.parts_y * p.tiles_y // p.parts_y
-        block.rows = (i % p.parts_y + 1) * p.tiles_y // p.parts_y - block.y
-        i //= p.parts_y
+        set_block(p, task // p.shares, &block)
+        i = task // p.shares // (p.parts_y * p.parts_x)
         g = i % p.groups
         n0, n1 = i // p.groups * p.images // p.joins, (i // p.groups + 1) * p.images // p.joins
         if task // p.shares != loaded:
@@ -214,9 +227,9 @@ cdef void run_tasks(const Winograd *p, Py_ssize_t first, Py_ssize_t last, real *
                         bad[task * p.joined + n - n0] = 1
 
 
-cdef void plan(Winograd *p, int threads) noexcept nogil:
-    cdef Py_ssize_t a = threads, b, rows, columns
-    cdef Py_ssize_t tiles = TASK_BYTES // (p.elements * p.channels * <Py_ssize_t>sizeof(real))
+cdef void plan_blocks(Winograd *p, Py_ssize_t channels, Py_ssize_t most_images) noexcept nogil:
+    """Cut the tiles, of which so many channels are kept, into blocks, or join images of few."""
+    cdef Py_ssize_t rows, columns, tiles = TASK_BYTES // (p.elements * channels * <Py_ssize_t>sizeof(real))
     tiles = max(1, min(tiles, TASK_PRODUCTS // p.elements))
     p.tiles_y, p.tiles_x = ceil_div(p.out_height, p.my), ceil_div(p.out_width, p.mx)
     p.parts_x = ceil_div(p.tiles_x, tiles)
@@ -224,15 +237,28 @@ cdef void plan(Winograd *p, int threads) noexcept nogil:
     p.parts_y = ceil_div(p.tiles_y, max(1, tiles // columns))
     rows = ceil_div(p.tiles_y, p.parts_y)
     p.image_tiles = rows * columns
-    p.joined = max(1, tiles // p.image_tiles) if p.parts_x * p.parts_y == 1 else 1
+    p.joined = max(1, min(most_images, tiles // p.image_tiles)) if p.parts_x * p.parts_y == 1 else 1
     p.joins = ceil_div(p.images, p.joined)
     p.joined = ceil_div(p.images, p.joins)
     p.lanes = ceil_div(p.joined * p.image_tiles, LANES) * LANES
     p.pitch = padded_plane(p.lanes)
-    b = p.tasks = p.joins * p.groups * p.parts_y * p.parts_x
+    p.strip_pitch = p.mx * columns + p.nx - p.mx
+    p.strip = (p.my * rows + p.ny - p.my) * p.strip_pitch + 5 * LANES
+    p.cell_plane = padded_plane((rows + (p.ny - 1) // p.my) * columns + LANES)
+
+
+cdef Py_ssize_t least_shares(Py_ssize_t tasks, Py_ssize_t threads) noexcept nogil:
+    """Into how many a task is to be cut for as many of them for every thread."""
+    cdef Py_ssize_t a = threads, b = tasks
     while b:
         a, b = b, a % b         # in the end the greatest common divisor
-    p.shares = min(p.rows, threads // a) if p.tasks < 16 * threads else 1       # as many tasks for every thread
+    return threads // a if tasks < 16 * threads else 1
+
+
+cdef void plan(Winograd *p, int threads) noexcept nogil:
+    plan_blocks(p, p.channels, p.images)
+    p.tasks = p.joins * p.groups * p.parts_y * p.parts_x
+    p.shares = min(p.rows, least_shares(p.tasks, threads))
     p.tasks *= p.shares
     p.blocks = ceil_div(ceil_div(p.rows, MR), p.shares) * p.shares
     p.block_rows = ceil_div(p.rows, p.blocks)
@@ -241,10 +267,10 @@ cdef void plan(Winograd *p, int threads) noexcept nogil:
     p.u_plane = padded_plane(p.block_channels * p.u_rows)
     p.v_plane = padded_plane(p.channels * p.pitch + LANES)
     p.m_plane = padded_plane(p.block_rows * p.pitch + LANES)
-    p.strip_pitch = p.mx * columns + p.nx - p.mx
-    p.strip = (p.my * rows + p.ny - p.my) * p.strip_pitch + 5 * LANES
-    p.cell_plane = padded_plane((rows + (p.ny - 1) // p.my) * columns + LANES)
     p.line = p.mx * (p.image_tiles + LANES)
+
+
+include "winograd_weight.pxi"
 
 
 def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, bint rotated, Py_ssize_t outputs, const real[::1] bias,

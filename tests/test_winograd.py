@@ -1,4 +1,4 @@
-"""Winograd's F(4x4, 3x3), F(2x2, 3x3), F(2x2, 5x5) and F(4, 3): results, accuracy, what is not finite, where used."""
+"""Winograd's F(4x4, 3x3), F(2x2, 3x3), F(2x2, 5x5), F(4, 3), F(3x3, 4x4): results, accuracy, not finite, where used."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import maximum_filter
 
 import cyconv
-from cyconv import _dispatch, _winograd, conv
+from cyconv import _dispatch, _reference, _winograd, conv
 
 pytestmark = pytest.mark.usefixtures("isa")
 FORMS = [(kernel, outputs) for kernel, several in _winograd.FORMS.items() for outputs in several]
@@ -46,6 +46,10 @@ def forward(x, weight, bias=None, **parameters):
 
 def grad_x(grad_out, x, weight, algorithm="winograd", **parameters):
     return cyconv.conv2d_backward(grad_out, x, weight, wrt=("x",), algorithm=algorithm, **parameters).x
+
+
+def grad_weight(grad_out, x, weight, algorithm="winograd", **parameters):
+    return cyconv.conv2d_backward(grad_out, x, weight, wrt=("weight",), algorithm=algorithm, **parameters).weight
 
 
 def around(magnitude):
@@ -277,6 +281,150 @@ def test_scratch_does_not_grow_with_the_batch_or_the_image(rng, kernel):
         cyconv.release_scratch()
         with cyconv.num_threads(1):
             forward(random(rng, shape, np.float32), weight)
+        return sum(map(len, _dispatch.scratch))
+
+    few = scratch(2, 16, 100, 100)
+    assert few < 2 << 20
+    assert scratch(4, 16, 300, 900) < 1.5 * few
+
+
+# The gradient of the weight.
+WEIGHT_LAYERS = [*LAYERS, ((9, 5, 11, 6), (130, 5, 3, 3), {"padding": 1}), ((1, 300, 7, 8), (3, 300, 3, 3), {})]
+
+
+def layer(rng, dtype, x, weight, **parameters):
+    """Return random grad_out, x and weight."""
+    x, weight = random(rng, x, dtype), random(rng, weight, dtype)
+    return random(rng, cyconv.conv2d(x, weight, **parameters).shape, dtype), x, weight
+
+
+def check_weight(rng, dtype, x, weight, **parameters):
+    """Assert that the gradient of the weight agrees with SciPy: the taps of a kernel have rounding errors in common."""
+    grad_out, x, weight = layer(rng, dtype, x, weight, **parameters)
+    oracle = Oracle(x, weight, **parameters)
+    magnitude = oracle.grad_weight(grad_out, magnitude=True).max((2, 3), keepdims=True) + 1
+    assert_close(grad_weight(grad_out, x, weight, **parameters), oracle.grad_weight(grad_out), magnitude, 32, dtype)
+
+
+@pytest.mark.parametrize("size", LANE_SIZES)
+def test_grad_weight_at_sizes_around_the_tiles_and_lanes(rng, dtype, size):
+    check_weight(rng, dtype, (2, 2, 5, size), (3, 2, 3, 3), padding=1)
+    check_weight(rng, dtype, (2, 2, size, 6), (3, 2, 3, 3), padding=1)
+    check_weight(rng, dtype, (1, size, 7, 7), (3, size, 3, 3), padding=1)
+    check_weight(rng, dtype, (1, 2, 6, 9), (size, 2, 3, 3), padding=1)
+    check_weight(rng, dtype, (size, 2, 6, 9), (3, 2, 3, 3), padding=1)
+    check_weight(rng, dtype, (1, 2, size + 2, 4 * size + 3), (3, 2, 3, 3))
+
+
+@pytest.mark.parametrize(("x", "weight", "parameters"), WEIGHT_LAYERS)
+def test_grad_weight_of_layers(rng, dtype, x, weight, parameters):
+    check_weight(rng, dtype, x, weight, **parameters)
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, most) for most in (5, 3, 6, 5, 20, 30)]),
+    padding=st.tuples(*[st.tuples(st.integers(0, 5), st.integers(0, 5))] * 2),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_grad_weight_of_any_shape_and_padding(dtype, shape, padding, seed):
+    N, groups, C, F, H, W = shape
+    H, W = (max(m, 3 - sum(p)) for m, p in zip((H, W), padding, strict=True))
+    rng = np.random.default_rng(seed)
+    check_weight(rng, dtype, (N, groups * C, H, W), (groups * F, C, 3, 3), padding=padding, groups=groups)
+
+
+def test_grad_weight_agrees_with_the_reference(rng, dtype):
+    parameters = {"padding": ((1, 2), (0, 3)), "groups": 2}
+    arrays = layer(rng, dtype, (2, 4, 9, 8), (6, 2, 3, 3), **parameters)
+    expected = _reference.conv2d_backward(*(a.astype("d") for a in arrays), **parameters)[1]
+    assert_close(grad_weight(*arrays, **parameters), expected, 2 * 9 * 8, 4, dtype)
+
+
+@pytest.mark.parametrize(("x", "weight", "parameters"), WEIGHT_LAYERS)
+def test_grad_weight_is_the_adjoint_of_forward(rng, dtype, x, weight, parameters):
+    grad_out, x, weight = layer(rng, dtype, x, weight, **parameters)
+    magnitude = np.vdot(around(Oracle(x, weight, **parameters).forward(magnitude=True)), np.abs(grad_out))
+
+    def backward(g):
+        return grad_weight(g, x, weight, **parameters)
+
+    assert_adjoint(lambda w: forward(x, w, **parameters), backward, weight, grad_out, magnitude, 8)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "parameters"), [*WEIGHT_LAYERS, ((2, 40, 70, 70), (140, 40, 3, 3), {"padding": 1})]
+)
+def test_bits_of_grad_weight_do_not_depend_on_threads(rng, dtype, x, weight, parameters):
+    arrays = layer(rng, dtype, (5, *x[1:]), weight, **parameters)
+    with cyconv.num_threads(1):
+        expected = grad_weight(*arrays, **parameters)
+    for n in (2, 3, 6, 7):
+        with cyconv.num_threads(n):
+            assert_bits(grad_weight(*arrays, **parameters), expected)
+
+
+@pytest.mark.parametrize(("x", "weight", "parameters"), WEIGHT_LAYERS)
+@pytest.mark.parametrize("value", [*SPECIAL, "largest"])
+@pytest.mark.parametrize("where", [0, 1])
+def test_grad_weight_that_is_not_finite_is_the_direct_sum(rng, dtype, value, where, x, weight, parameters):
+    """Where nothing but the transforms overflows, too."""
+    arrays = layer(rng, dtype, x, weight, **parameters)
+    if value == "largest":
+        arrays[where][...] = np.copysign(0.9 * np.finfo(dtype).max, arrays[where])
+        arrays[1 - where][...] /= 2 * arrays[0].size
+    else:
+        arrays[where][-1, 0, -1, arrays[where].shape[3] // 2] = value
+    with np.errstate(over="ignore"):
+        expected = grad_weight(*arrays, "direct", **parameters)
+    assert_bits(grad_weight(*arrays, **parameters), expected)
+
+
+@pytest.mark.parametrize(
+    ("x", "F", "taken"),
+    [
+        ((1, 64, 56, 56), 64, True),
+        ((1, 128, 28, 28), 128, True),
+        ((8, 64, 14, 14), 64, True),
+        ((8, 31, 28, 28), 64, False),
+        ((8, 64, 28, 28), 31, False),
+        ((32, 64, 6, 28), 64, False),
+        ((1, 256, 7, 7), 256, False),
+    ],
+)
+def test_auto_takes_it_for_grad_weight_by_the_shapes(rng, dtype, x, F, taken):
+    arrays = layer(rng, dtype, x, (F, x[1], 3, 3), padding=1)
+    grad = grad_weight(*arrays, "auto", padding=1)
+    assert_bits(grad, grad_weight(*arrays, "winograd" if taken else "direct", padding=1))
+    assert np.array_equal(grad, grad_weight(*arrays, "direct", padding=1)) != taken
+
+
+@pytest.mark.parametrize("kind", ["normal", "relu", "scaled"])
+@pytest.mark.parametrize("shape", [(1, 7, 7), (32, 7, 7), (1, 56, 56), (32, 14, 14)])
+def test_accuracy_of_grad_weight_that_auto_keeps(rng, dtype, kind, shape):
+    """At most five times the direct sum's rms error, and 64 eps * sum |x||grad_out|: docs/accuracy.md."""
+    N, *size = shape
+    x, grad_out = rng.standard_normal((N, 16, *size)), random(rng, (N, 16, *size), dtype)
+    if kind == "relu":
+        x = np.maximum(x, 0)
+    if kind == "scaled":
+        x *= 10 ** rng.uniform(-4, 4, (16, 1, 1))
+    arrays = grad_out, x.astype(dtype), np.zeros((16, 16, 3, 3), dtype)
+    oracle = Oracle(*arrays[1:], padding=1)
+    expected, magnitude = oracle.grad_weight(grad_out), oracle.grad_weight(grad_out, magnitude=True)
+    grad = grad_weight(*arrays, padding=1)
+    assert_close(grad, expected, magnitude, 64, dtype)
+    if dtype == np.float32:  # in float64 SciPy's own errors are as large
+        direct = grad_weight(*arrays, "direct", padding=1)
+        rms, rms_direct = (np.sqrt(np.mean(((a - expected) / magnitude) ** 2)) for a in (grad, direct))
+        assert rms < 5 * rms_direct
+
+
+def test_scratch_of_grad_weight_does_not_grow_with_the_batch_or_the_image(rng):
+    def scratch(*shape):
+        arrays = layer(rng, np.float32, shape, (16, 16, 3, 3))
+        cyconv.release_scratch()
+        with cyconv.num_threads(1):
+            grad_weight(*arrays)
         return sum(map(len, _dispatch.scratch))
 
     few = scratch(2, 16, 100, 100)
