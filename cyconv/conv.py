@@ -250,8 +250,8 @@ def conv2d_backward(
         if padding_mode != "zeros":
             x = _fill_border(x, plan.pads, padding_mode)
         x4 = _check.contiguous(x if plan.batched else x[None])
-        rest = plan.window[2:4], plan.groups
-        if not plan.winograd_weight or not _winograd.weight_gradient(x4, grad_out, grad_weight, *rest):
+        pads, groups = plan.window[2:4], plan.groups
+        if not plan.winograd_weight or not _winograd.weight_gradient(x4, grad_out, grad_weight, pads, groups):
             _grad_weight(x4, grad_out, grad_weight, plan)
     grad_x = None
     if "x" in wrt:

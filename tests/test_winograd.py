@@ -385,6 +385,7 @@ def test_grad_weight_that_is_not_finite_is_the_direct_sum(rng, dtype, value, whe
         ((1, 64, 56, 56), 64, True),
         ((1, 128, 28, 28), 128, True),
         ((8, 64, 14, 14), 64, True),
+        ((16, 128, 7, 7), 128, True),
         ((8, 31, 28, 28), 64, False),
         ((8, 64, 28, 28), 31, False),
         ((32, 64, 6, 28), 64, False),
