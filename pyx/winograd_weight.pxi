@@ -70,29 +70,31 @@ cdef bint run_weight_task(const Winograd *p, Py_ssize_t task, real *v) noexcept 
     cdef Py_ssize_t g = task // (p.shares * p.blocks), share = task // p.blocks % p.shares, b = task % p.blocks
     cdef Py_ssize_t c0 = share * p.channels // p.shares, c1 = (share + 1) * p.channels // p.shares
     cdef Py_ssize_t vectors = ceil_div(p.rows, LANES)
-    cdef Py_ssize_t f0 = b * vectors // p.blocks * LANES, f1 = min(p.rows, (b + 1) * vectors // p.blocks * LANES)
-    cdef Py_ssize_t i, c, f, n, first, last, tiles, parts = p.parts_y * p.parts_x
+    cdef Py_ssize_t begin = b * vectors // p.blocks * LANES, end = min(p.rows, (b + 1) * vectors // p.blocks * LANES)
+    cdef Py_ssize_t i, c, f, f0, f1, n, first, last, tiles, parts = p.parts_y * p.parts_x
     cdef real *u = v + p.elements * p.v_plane
     cdef real *m = u + p.elements * p.u_plane
     cdef real *memory = m + p.elements * p.m_plane
     cdef bint bad = False
     cdef Block block
-    for i in range(p.joins * parts):
-        set_block(p, i, &block)
-        tiles = block.rows * block.columns
-        first, last = i // parts * p.images // p.joins, (i // parts + 1) * p.images // p.joins
-        for c in range(c0, c1):
-            for n in range(first, last):
-                load_tiles(p, p.x + ((n * p.groups + g) * p.channels + c) * p.height * p.width, &block, memory,
-                           v + (c - c0) * p.pitch + (n - first) * tiles)
+    for f0 from begin <= f0 < end by p.block_rows:
+        f1 = min(end, f0 + p.block_rows)
+        for i in range(p.joins * parts):
+            set_block(p, i, &block)
+            tiles = block.rows * block.columns
+            first, last = i // parts * p.images // p.joins, (i // parts + 1) * p.images // p.joins
+            for c in range(c0, c1 if f0 == begin else c0):
+                for n in range(first, last):
+                    load_tiles(p, p.x + ((n * p.groups + g) * p.channels + c) * p.height * p.width, &block, memory,
+                               v + (c - c0) * p.pitch + (n - first) * tiles)
+            for f from f0 <= f < f1 by LANES:
+                for n in range(first, last):
+                    load_grads(p, p.weight + ((n * p.groups + g) * p.rows + f) * p.out_height * p.out_width, f1 - f, &block, memory,
+                               u + (f - f0) * p.pitch + (n - first) * tiles * LANES)
+            add_products(p, u, v, m, c1 - c0, ceil_div(f1 - f0, LANES), tiles * (last - first), i > 0)
         for f from f0 <= f < f1 by LANES:
-            for n in range(first, last):
-                load_grads(p, p.weight + ((n * p.groups + g) * p.rows + f) * p.out_height * p.out_width, f1 - f, &block, memory,
-                           u + (f - f0) * p.pitch + (n - first) * tiles * LANES)
-        add_products(p, u, v, m, c1 - c0, ceil_div(f1 - f0, LANES), tiles * (last - first), i > 0)
-    for f from f0 <= f < f1 by LANES:
-        bad |= store_gradients(p, m + (f - f0) * (c1 - c0), c1 - c0, min(<Py_ssize_t>LANES, f1 - f), memory,
-                               p.out + ((g * p.rows + f) * p.channels + c0) * 9)
+            bad |= store_gradients(p, m + (f - f0) * (c1 - c0), c1 - c0, min(<Py_ssize_t>LANES, f1 - f), memory,
+                                   p.out + ((g * p.rows + f) * p.channels + c0) * 9)
     return bad
 
 
@@ -121,6 +123,9 @@ cdef void plan_weight(Winograd *p, int threads) noexcept nogil:
     p.shares, p.blocks = min(p.shares, p.channels), min(p.blocks, vectors)
     p.tasks = p.groups * p.shares * p.blocks
     channels, vectors = ceil_div(p.channels, p.shares), ceil_div(vectors, p.blocks)
+    if p.joins * p.parts_y * p.parts_x == 1:    # m is complete after one block of tiles: two vectors of it at a time stay in L2
+        vectors = min(vectors, <Py_ssize_t>2)
+    p.block_rows = vectors * LANES
     p.line = (p.strip_pitch + LANES) * LANES
     p.v_plane = padded_plane(channels * p.pitch + LANES)
     p.u_plane = padded_plane(vectors * p.pitch * LANES)
