@@ -115,7 +115,7 @@ cdef void run_tile(int rows, int vectors, const Tile *t) noexcept nogil:
 
 cdef void multiply(const Winograd *p, const real *u, const real *v, real *m, int rows, Py_ssize_t channels, bint accumulate) noexcept nogil:
     """m[k][f][tile] = sum over c of u[k][c][f] * v[k][c][tile] for a block of output channels."""
-    cdef Py_ssize_t j, k, done
+    cdef Py_ssize_t k, done
     cdef Tile t
     t.step_a, t.step_b, t.steps = p.step_a, p.step_b, channels
     t.bias, t.relu, t.accumulate, t.out_row = NULL, False, accumulate, p.pitch
