@@ -24,6 +24,9 @@ MAX_PHASES = 3
 MAX_PLACE = 1 << 24  # reals below are exact
 LINES = 1 << 14  # bytes of lines that are filled at a time: they stay in L1
 STRIP = 1 << 18  # bytes of the lines of a strip: they stay in L2
+# Windows and strides along h and w that pyx/pool_small.pxi knows.
+SMALL = {(2, 2, 2, 2), (2, 2, 3, 3), (3, 3, 3, 3), (3, 2, 3, 2), (3, 1, 3, 1), (5, 1, 5, 1)}
+SMALL_STRIP = 1 << 12  # elements of a strip of small windows, whose rows are read several times: they stay in L1
 
 
 class Axis(NamedTuple):
@@ -117,7 +120,12 @@ def tables(
 
     while count > reach + 1 and 3 * lines(count * unit) * outputs * item > STRIP:
         count = max(reach + 1, (count + 1) // 2)
-    rows = d.most * h.most
+    rows, small = d.most * h.most, 0
+    plane = d[:3] == (1, 1, 1) and d.before == 0
+    if phases and plane and h.dilation == w.dilation == 1 and (h.window, h.stride, w.window, w.stride) in SMALL:
+        small = ((10 * h.window + h.stride) * 10 + w.window) * 10 + w.stride
+        if backward:
+            count = max(reach + 1, min(count, SMALL_STRIP // w.size))
     header = [
         *(number for a in (d, h, w) for number in (a.size, a.out, a.window, a.stride, a.before, a.dilation)),
         rows,
@@ -134,7 +142,7 @@ def tables(
         whole,
         w.tiles and phases > 0,
         d.size == d.out == 1 and h.window > 0 and h.before == 0 and h.out * h.stride == h.size and h.reach < h.stride,
-        w.tiles and phases > 0 and d.size == 1 and h.tiles,
+        small,
         d.size * h.size * w.size,
         d.out * h.out * w.out,
     ]

@@ -34,6 +34,7 @@ static inline vec pick(mask m, vec a, vec b) { return MM(mask_mov_)(b, m, a); }
 static inline mask either(mask m, mask n) { return CAT(_kor_mask, MASK_BITS)(m, n); }
 static inline mask both(mask m, mask n) { return CAT(_kand_mask, MASK_BITS)(m, n); }
 static inline int any(mask m) { return m != 0; }
+static inline int not_all(mask m) { return (mask)~m != 0; }
 static inline unsigned long long bits_of(mask m) { return m; } /* one bit for each lane */
 static inline mask first_lanes(int n) { return (mask)((1u << n) - 1); }
 #else
@@ -58,6 +59,7 @@ static inline unsigned long long bits_of(mask m) {
 #endif
 }
 static inline int any(mask m) { return bits_of(m) != 0; }
+static inline int not_all(mask m) { return any(~m); }
 #endif
 static inline int first_bit(unsigned long long bits) { return __builtin_ctzll(bits); }
 
@@ -149,6 +151,8 @@ static inline lane_set lanes_within(Py_ssize_t first, Py_ssize_t last) {
     return lanes_below(last < LANES ? last : LANES) & (mask)~lanes_below(first > 0 ? first : 0);
 }
 static inline vec load_set(const real *p, lane_set set) { return CAT(_mm512_maskz_loadu_, SUFFIX)(set, p); }
+static inline vec load_set_or(const real *p, lane_set set, vec rest) { return MM(mask_loadu_)(rest, set, p); }
+static inline void store_set(real *p, vec v, lane_set set) { MM(mask_storeu_)(p, set, v); }
 static inline vec keep(vec v, lane_set set) { return CAT(_mm512_maskz_mov_, SUFFIX)(set, v); }
 #elif VECTOR_BYTES == 32
 typedef __m256i lane_set;
@@ -156,6 +160,8 @@ static inline lane_set lanes_within(Py_ssize_t first, Py_ssize_t last) {
     return _mm256_andnot_si256(first_lanes(lane_bound(first)), first_lanes(lane_bound(last)));
 }
 static inline vec load_set(const real *p, lane_set set) { return MM(maskload_)(p, set); }
+static inline vec load_set_or(const real *p, lane_set set, vec rest) { return pick((mask)set, load_set(p, set), rest); }
+static inline void store_set(real *p, vec v, lane_set set) { MM(maskstore_)(p, set, v); }
 #else
 typedef struct { int first, last; } lane_set;
 static inline lane_set lanes_within(Py_ssize_t first, Py_ssize_t last) { return (lane_set){lane_bound(first), lane_bound(last)}; }
@@ -163,6 +169,18 @@ static __attribute__((noinline)) vec load_set(const real *p, lane_set set) { /* 
     real lanes[LANES] __attribute__((aligned(VECTOR_BYTES))) = {0};
     for (int i = set.first; i < set.last; i++) lanes[i] = p[i];
     return load(lanes);
+}
+static inline int all_lanes(lane_set set) { return set.first == 0 && set.last == LANES; }
+static inline vec load_set_or(const real *p, lane_set set, vec rest) {
+    real lanes[LANES];
+    if (all_lanes(set)) return load(p);
+    store(lanes, rest);
+    for (int i = set.first; i < set.last; i++) lanes[i] = p[i];
+    return load(lanes);
+}
+static inline void store_set(real *p, vec v, lane_set set) {
+    if (all_lanes(set)) store(p, v);
+    else for (int i = set.first; i < set.last; i++) p[i] = v[i];
 }
 #endif
 /* The n-th to the last lane of a and the first n of b; n is a constant. */

@@ -1,4 +1,6 @@
 # The declarations of mask.h, and what follows from them.
+from libc.math cimport INFINITY
+
 from simd cimport real, vec, LANES, load, store, splat
 
 cdef extern from "mask.h" nogil:
@@ -10,6 +12,7 @@ cdef extern from "mask.h" nogil:
     mask both(mask m, mask n) noexcept
     vec pick(mask m, vec a, vec b) noexcept
     bint any(mask m) noexcept
+    bint not_all(mask m) noexcept
     unsigned long long bits_of(mask m) noexcept
     int first_bit(unsigned long long bits) noexcept
     vec larger(vec a, vec b) noexcept
@@ -27,6 +30,8 @@ cdef extern from "mask.h" nogil:
     ctypedef int lane_set
     lane_set lanes_within(Py_ssize_t first, Py_ssize_t last) noexcept
     vec load_set(const real *p, lane_set set) noexcept
+    vec load_set_or(const real *p, lane_set set, vec rest) noexcept
+    void store_set(real *p, vec v, lane_set set) noexcept
     vec keep(vec v, lane_set set) noexcept
     enum: CAN_SLIDE
     vec slide_by(int n, vec a, vec b) noexcept
@@ -57,6 +62,15 @@ cdef inline void put(real *out, vec v, Py_ssize_t left, const real *end) noexcep
         store(out, v)
     elif left > 0:
         store_first(out, v, <int>left)
+
+
+cdef inline bint ordinary(const real *x, Py_ssize_t n) noexcept nogil:
+    """Whether none of n elements is NaN or -inf."""
+    cdef Py_ssize_t j, full = n // LANES * LANES
+    cdef mask above = greater(fetch(x + full, n - full, 0), splat(-INFINITY))
+    for j from 0 <= j < full by LANES:
+        above = both(above, greater(load(x + j), splat(-INFINITY)))
+    return not not_all(above)
 
 
 cdef inline Py_ssize_t find_first(const real *x, Py_ssize_t n, real value) noexcept nogil:

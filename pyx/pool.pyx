@@ -13,8 +13,9 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from simd cimport real, LANES, vec, load, store, splat, zip_low, zip_high
+from simd cimport real, LANES, vec, load, store, splat, zip_low, zip_high, slide, slide_back
 from mask cimport mask, greater, equal, is_nan, either, both, pick, any, larger, first_of, split, join, fetch, at, put, find_first
+from mask cimport lane_set, lanes_within, load_set_or, store_set, ordinary, opaque, prefetch
 from scratch cimport take, address
 
 cdef enum:
@@ -65,6 +66,7 @@ include "pool_lines.pxi"
 include "pool_search.pxi"
 include "pool_backward.pxi"
 include "pool_forward.pxi"
+include "pool_small.pxi"
 
 
 cdef Py_ssize_t divide(const Pool *p, const Work *w, Scratch *s, char *memory) noexcept nogil:
@@ -99,19 +101,15 @@ cdef void run_part(Work *w, const Pool *p, Py_ssize_t first, Py_ssize_t last, ch
         return
     divide(p, w, &s, memory)
     if w.kind == MAX_FORWARD:
-        combine_part(MAX_FORWARD, w, p, &s, first, last)
+        combine_part(MAX, w, p, &s, first, last)
     elif w.kind == AVERAGE_FORWARD:
-        combine_part(AVERAGE_FORWARD, w, p, &s, first, last)
-    elif w.kind == MAX_BACKWARD and p.tiles:
-        combine_part(MAX_BACKWARD, w, p, &s, first, last)
-    elif w.kind == AVERAGE_BACKWARD and p.tiles:
-        combine_part(AVERAGE_BACKWARD, w, p, &s, first, last)
-    while first < last and (w.kind == INDICES or w.kind > INDICES and not p.tiles):
+        combine_part(SUM, w, p, &s, first, last)
+    while first < last and w.kind >= INDICES:
         start = first // rows * rows
         end = min(min(last - start, rows), (first - start) // p.strip * p.strip + p.strip)
         if w.kind == INDICES:
             find_indices(w, p, &s, first, start + end, w.indices_out)
-        else:
+        elif small_windows(w, p, first // rows, first - start, end):
             backward_strip(w, p, &s, first // rows, first - start, end)
         first = start + end
 
@@ -137,7 +135,7 @@ def run(int kind, object[const real, ndim=1, mode="c"] x, object[const real, ndi
     w.indices_out = &indices_out[0] if indices_out is not None else NULL
     w.out = &out[0]
     if kind < SCATTER and not p.whole:
-        rows *= p.d.out * p.h.out if kind <= INDICES or p.tiles else p.d.size * p.h.size
+        rows *= p.d.out * p.h.out if kind <= INDICES else p.d.size * p.h.size
     elements = <double>planes * (p.in_plane + p.out_plane)
     most = 1 if elements < 2 * ELEMENTS_PER_THREAD else threads()
     most = useful_threads(elements, ELEMENTS_PER_THREAD, rows, most)

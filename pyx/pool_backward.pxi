@@ -3,31 +3,25 @@
 # the parts, and from 0 on, so that there is no -0.
 
 
-cdef inline void collect(bint average, int shape, const Pool *p, const Scratch *s, Py_ssize_t line, Py_ssize_t count,
+cdef inline void collect(bint average, int phases, const Pool *p, const real *sums, const real *taken, Py_ssize_t count,
                          real *out) noexcept nogil:
     """Rows of the gradient from lines of the strip. In the forward pass output o read place o + behind of the phase of its tap; so
     now place m of a phase receives from output m - behind of each of its taps; of maxima only where that is the tap."""
-    cdef Py_ssize_t i, j, k, n, t, W = p.w.size, phases = shape // 100
-    cdef const real *sums = s.sums + line * p.outputs
-    cdef const real *taken = s.taps + line * p.outputs
+    cdef Py_ssize_t i, j, n, t, W = p.w.size
     cdef vec v[3]
     cdef vec given
     for i in range(count):
         for j from 0 <= j < (W + phases - 1) // phases by LANES:
             for t in range(phases):
                 v[t] = splat(0)
-                for n in range(0 if shape % 100 else p.phase_start[t], shape // 10 % 10 if shape % 100 else p.phase_start[t + 1]):
-                    k = n if shape % 100 else p.order[n]
-                    if shape % 100 and (k + 12 - shape % 10) % phases != t:
-                        continue
-                    given = at(sums + j, -behind(shape, p, k))
+                for n in range(p.phase_start[t], p.phase_start[t + 1]):
+                    given = at(sums + j, -p.behind[p.order[n]])
                     if not average:
-                        given = pick(equal(at(taken + j, -behind(shape, p, k)), splat(<real>k)), given, splat(0))
+                        given = pick(equal(at(taken + j, -p.behind[p.order[n]]), splat(<real>p.order[n])), given, splat(0))
                     v[t] = v[t] + given
-            join(<int>phases, v)
+            join(phases, v)
             for t in range(phases):
-                k = j * phases + t * LANES
-                put(out + k, v[t], W - k, NULL)
+                put(out + j * phases + t * LANES, v[t], W - j * phases - t * LANES, NULL)
         sums += p.outputs
         taken += p.outputs
         out += W
@@ -46,22 +40,17 @@ cdef void collect_one_by_one(bint average, const Pool *p, const real *sums, cons
 
 
 cdef void collect_of(bint average, const Pool *p, const Scratch *s, Py_ssize_t line, Py_ssize_t count, real *out) noexcept nogil:
-    cdef Py_ssize_t i
+    cdef const real *sums = s.sums + line * p.outputs
+    cdef const real *taken = s.taps + line * p.outputs
     if p.phases == 0:
-        for i in range(count):
-            collect_one_by_one(average, p, s.sums + (line + i) * p.outputs, s.taps + (line + i) * p.outputs, out + i * p.w.size)
-    elif p.shape == 131:
-        collect(average, 131, p, s, line, count, out)
-    elif p.shape == 152:
-        collect(average, 152, p, s, line, count, out)
-    elif p.shape == 231:
-        collect(average, 231, p, s, line, count, out)
+        for line in range(count):
+            collect_one_by_one(average, p, sums + line * p.outputs, taken + line * p.outputs, out + line * p.w.size)
     elif p.phases == 1:
-        collect(average, 100, p, s, line, count, out)
+        collect(average, 1, p, sums, taken, count, out)
     elif p.phases == 2:
-        collect(average, 200, p, s, line, count, out)
+        collect(average, 2, p, sums, taken, count, out)
     else:
-        collect(average, 300, p, s, line, count, out)
+        collect(average, 3, p, sums, taken, count, out)
 
 
 cdef void backward_strip(const Work *w, const Pool *p, Scratch *s, Py_ssize_t plane, Py_ssize_t low, Py_ssize_t high) noexcept nogil:

@@ -1,57 +1,27 @@
 # Maxima and sums, separably: the rows of a window are combined to a line (vectors of columns), then the taps along the line
 # (vectors of outputs). A block of lines is filled before the first is read, so that no load waits for a store.
 # Rounding: a sum of KD*KH rows and KW taps has at most KD*KH/16 + KW + 16 additions one after the other.
-# Windows that tile rows, and those that are whole planes, do without lines, in the backward passes too.
+# Windows that tile rows do without lines, and those that are whole planes, in the backward passes too.
 
 
-cdef inline bint tile_rows(int kind, int n, int phases, const Pool *p, const Rows *rows, const real *grad_out, real *out, real factor,
-                           const real *end) noexcept nogil:
-    """Rows of windows that tile rows, or their cells of the gradient of x. Returns whether there was a NaN."""
-    cdef Py_ssize_t i, j, t, y, k, left, W = p.w.size, OW = p.w.out
-    cdef bint forward = kind <= AVERAGE_FORWARD, average = kind == AVERAGE_BACKWARD
-    cdef int op = SUM if kind == AVERAGE_FORWARD else MAX
+cdef inline bint tile(int op, int n, int phases, const Pool *p, const Rows *rows, real *out, real factor, const real *end) noexcept nogil:
+    """Rows of windows that tile rows. Returns whether there was a NaN."""
+    cdef Py_ssize_t i, j, t, left, OW = p.w.out
     cdef Rows r = rows[0]       # what no store can change
-    cdef vec v[9]
-    cdef vec g, best
-    cdef mask hit, nan = is_nan(splat(0))
+    cdef vec v[3]
+    cdef mask nan = is_nan(splat(0))
     for i in range(r.count):
-        for j from 0 <= j < (OW if forward else (W + phases - 1) // phases) by LANES:
+        for j from 0 <= j < OW by LANES:
             left = OW - j
-            if forward:
-                if left >= LANES:
-                    columns(op, n, phases, &r, r.x + phases * j, phases * LANES, v, &nan)
-                else:
-                    columns(op, n, phases, &r, r.x + phases * j, phases * left, v, &nan)
-                for t in range(1, phases):
-                    v[0] = combine(op, v[0], v[t])
-                put(out + j, finish(op, p, v[0], j, factor), left, end)
-                continue
-            g = fetch(grad_out + j, left, 0) + splat(0)     # no -0
-            if average:
-                g = g * splat(p.scale) if p.scale != 0 else g * (fetch(p.cells_w + j, left, 1) * splat(factor))
-            for y in range(0 if average else n):
-                if left >= LANES:
-                    columns(MAX, 1, phases, &r, r.x + y * r.step_y + phases * j, phases * LANES, v + y * phases, &nan)
-                else:
-                    columns(MAX, 1, phases, &r, r.x + y * r.step_y + phases * j, phases * left, v + y * phases, &nan)
-            best = v[0]
-            for k in range(1, 0 if average else n * phases):
-                best = larger(best, v[k])
-            for k in range(n * phases):
-                if average:
-                    v[k] = g
-                else:
-                    hit = equal(v[k], best)
-                    v[k] = pick(hit, g, splat(0))
-                    g = pick(hit, splat(0), g)      # the first has it all
-            for y in range(n):
-                join(phases, v + y * phases)
-                for t in range(phases):
-                    k = phases * j + t * LANES
-                    put(out + y * r.step_y + k, v[y * phases + t], W - k, NULL)
+            if left >= LANES:
+                columns(op, n, phases, &r, r.x + phases * j, phases * LANES, v, &nan)
+            else:
+                columns(op, n, phases, &r, r.x + phases * j, phases * left, v, &nan)
+            for t in range(1, phases):
+                v[0] = combine(op, v[0], v[t])
+            put(out + j, finish(op, p, v[0], j, factor), left, end)
         r.x += r.advance
-        out += OW if forward else r.advance
-        grad_out += OW
+        out += OW
     return any(nan)
 
 
@@ -67,15 +37,14 @@ cdef void combine_one_by_one(int op, const Pool *p, const real *line, real *out,
         out[ox] = acc if op != SUM else acc * p.scale if p.scale != 0 else acc / (p.cells_w[ox] * factor)
 
 
-cdef inline bint combine_rows(int kind, int n, const Pool *p, const Rows *r, const Scratch *s, const real *grad_out, real *out,
-                              real factor, const real *end) noexcept nogil:
-    """The same for any windows, forward, and n rows under each, if that is not 0."""
-    cdef int op = SUM if kind == AVERAGE_FORWARD else MAX
+cdef inline bint combine_rows(int op, int n, const Pool *p, const Rows *r, const Scratch *s, real *out, real factor,
+                              const real *end) noexcept nogil:
+    """The same for any windows, and n rows under each, if that is not 0."""
     cdef bint nan
-    if (p.direct or kind > AVERAGE_FORWARD) and p.phases == 2:
-        return tile_rows(kind, n, 2, p, r, grad_out, out, factor, end)
-    if p.direct or kind > AVERAGE_FORWARD:
-        return tile_rows(kind, n, 3, p, r, grad_out, out, factor, end)
+    if p.direct and p.phases == 2:
+        return tile(op, n, 2, p, r, out, factor, end)
+    if p.direct:
+        return tile(op, n, 3, p, r, out, factor, end)
     nan = fill(op, n, p, r, s.lines)
     if p.phases:
         finish_lines(op, p, r.count, s.lines, out, NULL, factor, end)
@@ -84,38 +53,30 @@ cdef inline bint combine_rows(int kind, int n, const Pool *p, const Rows *r, con
     return nan
 
 
-cdef inline void combine_part(int kind, const Work *w, const Pool *p, Scratch *s, Py_ssize_t row, Py_ssize_t last) noexcept nogil:
-    """Rows of windows, counted over all planes. In the backward passes, where windows tile the plane, a row of them owns the
-    rows under it, the last of a plane also those after it."""
-    cdef Py_ssize_t i, j, gap = (p.h.size - p.h.out * p.h.stride) * p.w.size
-    cdef bint nan = False, forward = kind <= AVERAGE_FORWARD
+cdef inline void combine_part(int op, const Work *w, const Pool *p, Scratch *s, Py_ssize_t row, Py_ssize_t last) noexcept nogil:
+    """Rows of windows, counted over all planes."""
+    cdef Py_ssize_t i, j
+    cdef bint nan
     cdef const real *end = w.out + last * p.w.out
-    cdef const real *x = <const real *>w.out if kind == AVERAGE_BACKWARD else w.x   # any: the average reads nothing there
-    cdef const real *grad_out = w.grad_out
     cdef real *out
     cdef real factor
     cdef Rows r
     while row < last:
-        next_rows(p, x, row, min(last, row + p.block), &r)
+        next_rows(p, w.x, row, min(last, row + p.block), &r)
         factor = p.cells_d[r.od] * p.cells_h[r.oy]
-        out = w.out + (row * p.w.out if forward else r.x - x)
+        out = w.out + row * p.w.out
         if r.nz == 1 and r.ny == 2:
-            nan = combine_rows(kind, 2, p, &r, s, grad_out + row * p.w.out, out, factor, end)
+            nan = combine_rows(op, 2, p, &r, s, out, factor, end)
         elif r.nz == 1 and r.ny == 3:
-            nan = combine_rows(kind, 3, p, &r, s, grad_out + row * p.w.out, out, factor, end)
-        elif forward:
-            nan = combine_rows(kind, 0, p, &r, s, grad_out, out, factor, end)
+            nan = combine_rows(op, 3, p, &r, s, out, factor, end)
+        else:
+            nan = combine_rows(op, 0, p, &r, s, out, factor, end)
         i = row
         while nan and i < row + r.count:
-            j = min(min(i + (p.strip if forward else p.strip // p.h.stride), row + r.count), (i // p.h.out + 1) * p.h.out)
-            if forward:
-                find_indices(w, p, s, i, j, NULL)
-            else:
-                backward_strip(w, p, s, i // p.h.out, i % p.h.out * p.h.stride, (i % p.h.out + j - i) * p.h.stride)
+            j = min(min(i + p.strip, row + r.count), (i // p.h.out + 1) * p.h.out)
+            find_indices(w, p, s, i, j, NULL)
             i = j
         row += r.count
-        if not forward and gap and row % p.h.out == 0:
-            memset(w.out + row // p.h.out * p.in_plane - gap, 0, gap * sizeof(real))
 
 
 cdef inline void reduce_planes(int op, const Pool *p, const real *x, real *out, Py_ssize_t n) noexcept nogil:

@@ -47,40 +47,33 @@ cdef void search_strip(const Pool *p, Scratch *s, const real *x_p) noexcept nogi
             taps += n * p.outputs
 
 
-cdef inline void choose_of(int kind, bint exact, int rows, const Work *w, const Pool *p, Scratch *s, const Rows *r, Py_ssize_t row,
+cdef inline void choose_of(int kind, bint exact, const Work *w, const Pool *p, Scratch *s, const Rows *r, Py_ssize_t row,
                            Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i, j, k, to, OW = p.w.out, outputs = p.outputs, advance = p.h.stride * outputs, step = s.from_first[rows > 0]
+    cdef Py_ssize_t i, j, k, to, OW = p.w.out, outputs = p.outputs, advance = p.h.stride * outputs
     cdef Py_ssize_t line = (r.z - s.z) * (s.end_y - s.y) + r.y - s.y
     cdef const real *grad_out = w.grad_out + row * OW
     cdef const real *values = s.values + line * outputs
     cdef const real *taps = s.taps + line * outputs
     cdef real *sums = s.sums + line * outputs
-    cdef real factor, cells_d = p.cells_d[r.od]
-    cdef const real *cells_h = p.cells_h + r.oy
-    cdef const real *distance = s.distance
     cdef const Py_ssize_t *from_first = s.from_first
-    cdef vec best, at_row, tap, v, u, g
+    cdef vec best, at_row, tap, v, g
     cdef mask hit
-    cdef bint places = kind == INDICES or exact
     for i in range(r.count):
-        factor = cells_h[i] * cells_d
         for j from 0 <= j < OW by LANES:
             at_row = splat(0)
             if kind != AVERAGE_BACKWARD:
                 best = load(values + j)
-            if places:
+            if kind == INDICES:
                 tap = load(taps + j)
-            for k in range(1, 0 if kind == AVERAGE_BACKWARD else rows if rows else n):
-                to = j + (k * step if rows else from_first[k])
+            for k in range(1, 0 if kind == AVERAGE_BACKWARD else n):
+                to = j + from_first[k]
                 v = load(values + to)
                 hit = greater(v, best)
-                if places:
-                    u = load(taps + to)
                 if exact:
                     hit = either(hit, both(is_nan(v), equal(best, best)))
-                if places:
-                    tap = pick(hit, u, tap)
-                at_row = pick(hit, splat(distance[k] if kind == INDICES else <real>k), at_row)
+                if kind == INDICES:
+                    tap = pick(hit, load(taps + to), tap)
+                at_row = pick(hit, splat(s.distance[k]), at_row)
                 best = pick(hit, v, best) if exact else larger(best, v)
             if kind == INDICES:
                 put(w.out + (row + i) * OW + j, best, OW - j, NULL)
@@ -89,10 +82,11 @@ cdef inline void choose_of(int kind, bint exact, int rows, const Work *w, const 
                 continue
             g = fetch(grad_out + j, OW - j, 0)
             if kind == AVERAGE_BACKWARD:
-                g = g * splat(p.scale) if p.scale != 0 else g * (load(p.cells_w + j) * splat(factor))
-            for k in range(rows if rows else n):
-                to = j + (k * step if rows else from_first[k])
-                v = g if kind == AVERAGE_BACKWARD else pick(equal(at_row, splat(<real>k)), g, splat(0))
+                v = load(p.cells_w + j) * splat(p.cells_h[r.oy + i] * p.cells_d[r.od])
+                g = g * (splat(p.scale) if p.scale != 0 else v)
+            for k in range(n):
+                to = j + from_first[k]
+                v = g if kind == AVERAGE_BACKWARD else pick(equal(at_row, splat(s.distance[k])), g, splat(0))
                 store(sums + to, load(sums + to) + v)
         values += advance
         taps += advance
@@ -109,36 +103,24 @@ cdef void choose(const Work *w, const Pool *p, Scratch *s, Py_ssize_t row, const
             s.distance[n] = <real>(i * p.d.dilation * p.h.size + k * p.h.dilation)
             n += 1
     if n == 0:
-        for i in range(p.w.out if w.kind <= INDICES else 0):
+        for i in range(r.count * p.w.out if w.kind <= INDICES else 0):
             w.out[row * p.w.out + i] = -INFINITY
-            s.tap[i] = -1
-    elif w.kind == AVERAGE_BACKWARD and n == 3:
-        choose_of(AVERAGE_BACKWARD, False, 3, w, p, s, r, row, n)
-    elif w.kind == AVERAGE_BACKWARD and n == 5:
-        choose_of(AVERAGE_BACKWARD, False, 5, w, p, s, r, row, n)
-    elif w.kind == AVERAGE_BACKWARD:
-        choose_of(AVERAGE_BACKWARD, False, 0, w, p, s, r, row, n)
-    elif w.kind != MAX_BACKWARD:
-        choose_of(INDICES, s.exact, 0, w, p, s, r, row, n)
-    elif s.exact:
-        choose_of(MAX_BACKWARD, True, 0, w, p, s, r, row, n)
-    elif n == 3:
-        choose_of(MAX_BACKWARD, False, 3, w, p, s, r, row, n)
-    elif n == 5:
-        choose_of(MAX_BACKWARD, False, 5, w, p, s, r, row, n)
+            s.tap[i // p.w.out * p.outputs + i % p.w.out] = -1
+    elif w.kind <= INDICES:
+        choose_of(INDICES, s.exact, w, p, s, r, row, n)
     else:
-        choose_of(MAX_BACKWARD, False, 0, w, p, s, r, row, n)
+        choose_of(w.kind, s.exact, w, p, s, r, row, n)
 
 
 cdef void find_indices(const Work *w, const Pool *p, Scratch *s, Py_ssize_t row, Py_ssize_t last, int64_t *indices) noexcept nogil:
     """Maxima of rows of windows of a plane, counted over all planes, and unless it is NULL their indices in the plane."""
     cdef Py_ssize_t od = row // p.h.out % p.d.out, last_d = (last - 1) // p.h.out % p.d.out
     cdef Py_ssize_t oy = row % p.h.out if od == last_d else 0, last_h = (last - 1) % p.h.out if od == last_d else p.h.out - 1
-    cdef Py_ssize_t ox, i, begin, W = p.w.size, OW = p.w.out
+    cdef Py_ssize_t ox, i, at, begin, W = p.w.size, OW = p.w.out, outputs = p.outputs
     cdef Py_ssize_t stride = p.w.stride if p.phases else 0, dilation = p.w.dilation if p.phases else 1
     cdef const real *x_p = w.x + row // (p.d.out * p.h.out) * p.in_plane
-    cdef const real *rows
-    cdef const real *taps
+    cdef const real *rows = s.row
+    cdef const real *taps = s.tap
     cdef Rows r
     s.z = min(p.d.size, max(0, start(&p.d, od)))
     s.end_z = min(p.d.size, start(&p.d, last_d) + reach(&p.d) + 1)
@@ -150,9 +132,8 @@ cdef void find_indices(const Work *w, const Pool *p, Scratch *s, Py_ssize_t row,
         choose(w, p, s, row, &r)
         for i in range(r.count if indices != NULL else 0):
             begin = r.x - x_p + i * r.advance - (p.w.before if p.phases else 0)
-            rows = s.row + i * p.outputs
-            taps = s.tap + i * p.outputs
             for ox in range(OW):
+                at = i * outputs + ox
                 indices[(row + i) * OW + ox] = \
-                    (begin + ox * stride + <int>rows[ox] * W + <int>taps[ox] * dilation + 1) * (taps[ox] >= 0) - 1
+                    (begin + ox * stride + <int>rows[at] * W + <int>taps[at] * dilation + 1) * (taps[at] >= 0) - 1
         row += r.count

@@ -34,27 +34,31 @@ static inline vec splat(real s) { return s - (vec){0}; } /* s + 0 would turn -0 
 static inline vec vrelu(vec v) { return (vec)((__typeof__(v < v))v & ~(v < 0)); }
 
 /* zip_low(a, b) = a0 b0 a1 b1 ..., zip_high the same of the upper halves; even(a, b) = a0 a2 ... b0 b2 ..., odd likewise;
- * slide(a, b) = a1 a2 ... b0. */
+ * slide(a, b) = a1 a2 ... b0, slide_back(a, b) = the last of a, b0 b1 .... */
 #if LANE_COUNT == 16
 #define SLIDE 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16
+#define SLIDE_BACK 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
 #define ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #elif LANE_COUNT == 8
 #define SLIDE 1, 2, 3, 4, 5, 6, 7, 8
+#define SLIDE_BACK 7, 8, 9, 10, 11, 12, 13, 14
 #define ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #define EVEN 0, 2, 4, 6, 8, 10, 12, 14
 #define ODD 1, 3, 5, 7, 9, 11, 13, 15
 #elif LANE_COUNT == 4
 #define SLIDE 1, 2, 3, 4
+#define SLIDE_BACK 3, 4, 5, 6
 #define ZIP_LOW 0, 4, 1, 5
 #define ZIP_HIGH 2, 6, 3, 7
 #define EVEN 0, 2, 4, 6
 #define ODD 1, 3, 5, 7
 #else
 #define SLIDE 1, 2
+#define SLIDE_BACK 1, 2
 #define ZIP_LOW 0, 2
 #define ZIP_HIGH 1, 3
 #define EVEN 0, 2
@@ -75,6 +79,7 @@ static inline vec zip_high(vec a, vec b) { return SHUFFLE(a, b, ZIP_HIGH); }
 static inline vec even(vec a, vec b) { return SHUFFLE(a, b, EVEN); }
 static inline vec odd(vec a, vec b) { return SHUFFLE(a, b, ODD); }
 static inline vec slide(vec a, vec b) { return SHUFFLE(a, b, SLIDE); }
+static inline vec slide_back(vec a, vec b) { return SHUFFLE(a, b, SLIDE_BACK); }
 
 /* The sum of the lanes, as a tree. */
 static inline real lane_sum(vec v) {

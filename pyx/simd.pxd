@@ -18,6 +18,7 @@ cdef extern from "simd.h" nogil:
     vec even(vec a, vec b) noexcept
     vec odd(vec a, vec b) noexcept
     vec slide(vec a, vec b) noexcept
+    vec slide_back(vec a, vec b) noexcept
     real lane_sum(vec v) noexcept
 
 

@@ -20,7 +20,7 @@ cdef struct Pool:
     Py_ssize_t whole            # one window, the whole plane
     Py_ssize_t direct           # windows tile a row: their taps along w are the phases, 2 or 3, and there is no padding
     Py_ssize_t seamless         # rows of windows follow each other at the same distance from one plane to the next
-    Py_ssize_t tiles            # windows tile the plane, which is no more than 2-D
+    Py_ssize_t small            # window and stride along h and w as four digits, 0 unless pool_small.pxi may know them
     Py_ssize_t in_plane, out_plane  # elements of a plane of the input, and of the output
     const Py_ssize_t *start     # [w.window] where in a line the phase of a tap lies,
     const Py_ssize_t *behind    # and where behind that output 0 reads it

@@ -19,6 +19,7 @@ WINDOWS = [
     ((1, 7), {"stride": (1, 3), "padding": (0, 3)}),
     ((4, 1), {"stride": (5, 2)}),
     (2, {"stride": 4, "padding": 1}),
+    ((1, 2), {"stride": (12, 2)}),
     (3, {"padding": ((2, 0), (0, 2)), "stride": (1, 2)}),
     (3, {"padding": ((0, 1), (2, 1)), "stride": (2, 1), "dilation": (1, 2)}),
     (2, {"padding": 1, "stride": 1, "dilation": 3}),
@@ -31,6 +32,8 @@ AROUND_THE_VECTORS = [
     (3, {"stride": 2, "padding": 1}),
     (3, {"stride": 1, "padding": 1}),
     ((2, 3), {"ceil_mode": True}),
+    (5, {"stride": 1, "padding": 2}),
+    (3, {"stride": 1, "padding": ((0, 2), (2, 0))}),
     ((1, 5), {"stride": (1, 4), "padding": (0, 2)}),
 ]
 AVERAGES = [{}, {"count_include_pad": False}, {"divisor_override": 3}, {"divisor_override": 8}]

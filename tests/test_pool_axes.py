@@ -25,6 +25,11 @@ CASES = [
     ((3, 5, 20), (1, 2, 3), {"ceil_mode": True, "padding": (0, 1, 1)}),
     ((4, 5, 6), 3, {"padding": 2, "stride": 2}),
 ]
+# One plane; windows see more than it, or only padding: torch refuses these, and not all averages are numbers.
+FLAT = [
+    ((1, 6, 9), 3, {"padding": 1, "stride": 1}),
+    ((1, 6, 9), (1, 2, 2), {"padding": ((1, 0), (0, 0), (0, 0)), "stride": (5, 2, 2)}),
+]
 ADAPTIVE = [
     ((17,), 5), ((20,), None), ((9, 35), (4, 7)), ((8, 32), 4), ((8, 30), (None, 7)), ((3, 40), (5, 50)),
     ((5, 6, 19), (2, None, 4)), ((4, 4, 4), 2), ((7, 7), 1),
@@ -46,7 +51,7 @@ def without_batch(function, x, *rest, **parameters):
 
 
 @pytest.mark.usefixtures("isa")
-@pytest.mark.parametrize(("size", "kernel", "parameters"), CASES)
+@pytest.mark.parametrize(("size", "kernel", "parameters"), [*CASES, *FLAT])
 def test_maximum(rng, dtype, size, kernel, parameters):
     for x in (random(rng, (2, 3, *size), dtype), tied(rng, (1, 2, *size), dtype)):
         expected, places = reference.max_pool(x, kernel, **parameters)

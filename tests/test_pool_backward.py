@@ -56,6 +56,16 @@ def test_widths_around_the_vectors(rng, dtype, width, kernel, parameters):
         check_avg(grad_out, x.shape, kernel, **parameters)
 
 
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize(("kernel", "parameters"), AROUND_THE_VECTORS)
+def test_planes_of_several_strips(rng, dtype, kernel, parameters):
+    x = random(rng, (1, 2, 77, 130), dtype)
+    grad_out = integers(rng, cyconv.max_pool2d(x, kernel, **parameters).shape, dtype)
+    x[0, 1, 70, 9] = np.nan  # the rows around it are searched in another way
+    check_max(grad_out, x, kernel, **parameters)
+    check_avg(grad_out, x.shape, kernel, **parameters)
+
+
 @given(poolings())
 def test_any_window(case):
     shape, kernel, parameters, average, seed = case
