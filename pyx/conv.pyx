@@ -15,11 +15,11 @@ from mask cimport mask, greater, load_first_or_zero, store_first
 from simd cimport REGISTERS, real, vec, LANES, HAS_MASKS, TAIL_PIXELS, TAIL_ROWS, MR, MR3, load, store, splat, vrelu, lane_sum, \
     zip_low, zip_high, transpose
 from scratch cimport take, address
-from strip cimport Axis, plan_segments, plan_exact, plan_copy, segment_base, total_length, longest_segment, copy_strip, copy_run, padded_plane, \
-    plan_runs, ceil_div, STRIP_BYTES
+from strip cimport Axis, plan_segments, plan_exact, plan_copy, segment_base, total_length, longest_segment, copy_strip, copy_run, \
+    padded_plane, plan_runs, ceil_div, STRIP_BYTES
 from dot cimport Dot, dot_taps, DOT_TAPS
 from plane cimport Plane, PLANE_ROWS, MAX_SIZE, has_square, has_pair, square_sizes, run_pair_sizes, add_dot_square
-from tile cimport Tile, Column, tile_rows, tail_pixels, column_taps, fitting_vectors, STRIDED, MASKED, SCATTERED, MAX_VECTORS, COLUMN_TAPS
+from tile cimport Tile, Column, tile_rows, tail_pixels, column_taps, tile_runs, fitting_vectors, STRIDED, MASKED, MAX_VECTORS, COLUMN_TAPS
 
 
 cdef void run_tile(int rows, int vectors, const Tile *t) noexcept nogil:
@@ -31,8 +31,12 @@ cdef void run_masked_tile(int rows, int vectors, const Tile *t) noexcept nogil:
         tile_rows(rows, vectors, MASKED, t)
 
 
-cdef void run_scattered_tile(int rows, int vectors, const Tile *t) noexcept nogil:
-    tile_rows(rows, vectors, SCATTERED, t)
+cdef void run_runs(int run, int runs, int vectors, const Tile *t) noexcept nogil:
+    """The tile of so many runs of neighbouring rows: of rows one by one, or of one vector."""
+    if run == 3: tile_runs(3, runs, t)
+    elif run == 5: tile_runs(5, runs, t)
+    elif MR >= 7 and run == 7: tile_runs(7, runs, t)
+    else: tile_rows(runs, vectors, 1, t)
 
 
 cdef void run_tail(int pixels, const Tile *t, Py_ssize_t rows, const real *columns, Py_ssize_t pitch) noexcept nogil:

@@ -84,7 +84,8 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
         p.scratch += padded_plane(phase.x.taps * (phase.x.extent + LANES)) if phase.masked else 0
         # Room for a vector that begins at the last element, and for what a mask clears.
         phase.strip = p.scratch + phase.room
-        p.scratch += phase.x.segments * p.block_channels * (p.strip_rows * phase.x.size if p.in_place else phase.plane) + LANES + 2 * phase.room
+        p.scratch += 2 * phase.room + LANES
+        p.scratch += phase.x.segments * p.block_channels * (p.strip_rows * phase.x.size if p.in_place else phase.plane)
     p.panel = p.scratch
     if p.packed:
         if p.row_step > p.channel_step:
@@ -537,7 +538,8 @@ cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_
             copy_strip(scratch + phase.strip, source, channels, source_plane, clear or p.strips > 1 or p.channel_blocks > 1, &p.y,
                        &phase.x, y0, phase.plane, phase.pitch)
         if p.tail:
-            fill_columns(p, source if p.in_place else scratch + p.phases[0].strip, channels, scratch + p.phases[0].edges, scratch + p.columns)
+            fill_columns(p, source if p.in_place else scratch + p.phases[0].strip, channels, scratch + p.phases[0].edges,
+                         scratch + p.columns)
         t.accumulate = c0 > 0
         t.relu = p.relu and c0 + channels == p.channels
         for block in range(first_block, last_block):

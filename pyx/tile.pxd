@@ -5,9 +5,8 @@ from mask cimport mask, pick, load_first_or_zero, store_first
 
 cdef enum:
     MAX_VECTORS = 8
-    STRIDED = 0                 # the kinds of tiles
-    MASKED = 1
-    SCATTERED = 2
+    STRIDED = 0                 # kinds of tiles
+    MASKED = -1
     COLUMN_ROWS = 8
     COLUMN_TAPS = 7
 
@@ -18,8 +17,9 @@ cdef enum:
 #
 # `a` is read one scalar at a time and broadcast, `b` one vector at a time. Preconditions: LANES elements can be read at
 # every b + pixel[j] + step_b[k] and written at every out + i * out_row + out_pixel[j], by nobody else at the same time.
-# Three kinds: strided, where row[i] = i * row_step needs no table, which is 3 to 5 % faster (Zen 5: loads are scarce); masked,
-# which is strided and takes only the lanes masks[step_mask[k] + j] of b, the others as zero; and scattered.
+# Kinds: strided, where row[i] is i * row_step; masked, which is strided and takes only the lanes masks[step_mask[k] + j] of b, the
+# others as zero; or n > 0, where rows come in runs of n neighbours and row[i // n] says where a run begins. A row of its own each
+# is the slowest, as most of 14 addresses are reloaded at each step, and loads are what the loop is short of.
 cdef struct Tile:
     const real *a
     const real *b
@@ -29,7 +29,7 @@ cdef struct Tile:
     mask *masks
     Py_ssize_t steps
     Py_ssize_t row_step
-    Py_ssize_t row[MR]          # of scattered tiles
+    Py_ssize_t row[MR]
     Py_ssize_t pixel[MAX_VECTORS]
     const real *bias            # one scalar for each row, or NULL
     bint accumulate             # add to what `out` holds
@@ -65,7 +65,7 @@ cdef inline void tile(const int rows, const int vectors, const int kind, const T
             if kind == MASKED:
                 vector[j] = pick(t.masks[t.step_mask[k] + j], vector[j], splat(0))
         for i in range(rows):
-            scalar = splat(a[t.row[i] if kind == SCATTERED else i * row_step])
+            scalar = splat(a[t.row[i // kind] + i % kind if kind > 0 else i * row_step])
             for j in range(vectors):
                 acc[i][j] = acc[i][j] + scalar * vector[j]
     for i in range(rows):
@@ -116,6 +116,13 @@ cdef inline void tile_rows(int rows, int vectors, const int kind, const Tile *t)
     elif MR >= 12 and rows == 12: tile_vectors(12, vectors, kind, t)
     elif MR >= 13 and rows == 13: tile_vectors(13, vectors, kind, t)
     elif MR >= 14 and rows == 14: tile_vectors(14, vectors, kind, t)
+
+
+cdef inline void tile_runs(const int run, int runs, const Tile *t) noexcept nogil:
+    if runs == 1: tile(run, 1, run, t)
+    elif 2 * run <= MR and runs == 2: tile(2 * run, 1, run, t)
+    elif 3 * run <= MR and runs == 3: tile(3 * run, 1, run, t)
+    elif 4 * run <= MR and runs == 4: tile(4 * run, 1, run, t)
 
 
 # The last pixels of a small map, where they would fill a quarter of a vector or less: steps are in the lanes instead. What a

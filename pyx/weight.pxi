@@ -4,7 +4,8 @@
 #
 # through the same tile: rows are taps, read from the strip of x; steps are output pixels; lanes are output channels, read
 # from a copy of grad_out transposed to [pixel][channel] in panels. The sums grow in scratch as [tap][channel] and are
-# transposed at the end. Where the output channels of a group leave most lanes empty, dot.pxd's tile has pixels in the
+# transposed at the end. A 1x1 kernel of stride 1 reads x where it lies, or, if x has fewer channels, transposes x and
+# reads grad_out where it lies. Where the output channels of a group leave most lanes empty, dot.pxd's tile has pixels in the
 # lanes instead, or plane.pxd's for the windows that it has, and reads grad_out where it lies.
 #
 # The images' strips ("units") are cut into `splits` runs and the input channels into `chunks`; a task is one of each for
@@ -35,6 +36,9 @@ cdef struct WeightPass:
     bint dot                    # lanes are pixels
     bint square                 # dot.pxd's place is taken by plane.pxd; there is no strip, only a row of zeros
     Py_ssize_t run_step         # between the taps of a run in the weight
+    bint in_place               # the source itself serves as strip
+    bint swapped                # source and grad_out have changed places, so that the smaller one is transposed
+    int run                     # taps along x that are neighbours in the strip, where loads are what limits the tile: 3, 5, 7; else 1
 
 
 cdef inline Py_ssize_t panel_elements(const WeightPass *p) noexcept nogil:
@@ -43,6 +47,8 @@ cdef inline Py_ssize_t panel_elements(const WeightPass *p) noexcept nogil:
 
 cdef inline Py_ssize_t weight_strip_elements(const WeightPass *p) noexcept nogil:
     cdef Plane plane
+    if p.in_place:
+        return 0
     return set_plane(&plane, p.source, 1, &p.y, &p.x, &p.x, NULL) if p.square else p.chunk_channels * p.x.segments * p.plane
 
 
@@ -54,19 +60,33 @@ cdef void plan_weight_strips(WeightPass *p, Py_ssize_t strips) noexcept nogil:
     p.strips = strips
     p.strip_rows = ceil_div(p.y.extent, strips)
     plan_segments(&p.y, p.strip_rows)
-    p.plane = padded_plane(total_length(&p.y) * p.pitch)
+    p.plane = p.y.size * p.x.size if p.in_place else padded_plane(total_length(&p.y) * p.pitch)
+
+
+cdef inline bint fits(const Axis *axis) noexcept nogil:
+    """Whether there is one tap, which reads the source as it lies."""
+    return axis.taps * axis.step == 1 and axis.start[0] == 0 and axis.extent == axis.size
 
 
 cdef void plan_weight(WeightPass *p) noexcept nogil:
     cdef Py_ssize_t units
     p.vectors = ceil_div(p.rows, LANES)
     p.dot = p.rows * 2 <= LANES or p.rows <= 2
-    p.chunks = ceil_div(p.channels, CHUNK_CHANNELS)
     plan_segments(&p.x, p.x.extent)
     plan_copy(&p.x)
     p.pitch = longest_segment(&p.x)
     plan_segments(&p.y, 1)
     p.square = p.dot and is_square(&p.y, &p.x)
+    p.run = 1
+    if p.vectors == 1 and p.x.step == 1 and p.x.taps in (3, 5, 7) and p.x.taps <= MR and follow_each_other(&p.x):
+        p.run = <int>p.x.taps
+    p.in_place = not p.dot and fits(&p.y) and fits(&p.x)
+    p.swapped = p.in_place and 2 * p.channels > LANES and p.channels < p.rows
+    if p.swapped:
+        p.source, p.grad_out = p.grad_out, p.source
+        p.rows, p.channels = p.channels, p.rows
+        p.vectors = ceil_div(p.rows, LANES)
+    p.chunks = ceil_div(p.channels, CHUNK_CHANNELS)
     p.chunk_channels = ceil_div(p.channels, p.chunks)
     plan_weight_strips(p, 1)
     while (p.strips < p.y.extent
@@ -149,9 +169,9 @@ cdef void fill_panels(const WeightPass *p, real *panels, const real *grad_out, P
 cdef void add_unit(const WeightPass *p, Tile *t, real *sums, const real *strip, const real *panels,
                    Py_ssize_t channels, Py_ssize_t pixels) noexcept nogil:
     """Add one unit's products to the sums of `channels` input channels."""
-    cdef Py_ssize_t per_channel = p.y.taps * p.x.taps
-    cdef Py_ssize_t taps = channels * per_channel
-    cdef Py_ssize_t blocks = ceil_div(taps, MR)
+    cdef Py_ssize_t per_channel = p.y.taps * p.x.taps // p.run
+    cdef Py_ssize_t runs = channels * per_channel
+    cdef Py_ssize_t blocks = ceil_div(runs, MR // p.run)
     cdef Py_ssize_t block, v = 0, first, i
     cdef int j, rows, n
     t.steps = pixels
@@ -161,13 +181,17 @@ cdef void add_unit(const WeightPass *p, Tile *t, real *sums, const real *strip, 
         n = <int>min(<Py_ssize_t>PANEL_VECTORS, p.vectors - v)
         t.b = panels + v * LANES * pixels
         for block in range(blocks):
-            first = block * taps // blocks
-            rows = <int>((block + 1) * taps // blocks - first)
+            first = block * runs // blocks
+            rows = <int>((block + 1) * runs // blocks - first)
+            t.out = sums + first * p.run * t.out_row + v * LANES
+            if p.in_place:
+                t.a = strip + first * p.plane
+                run_tile(rows, n, t)
+                continue
             for j in range(rows):
                 i = (first + j) // per_channel
-                t.row[j] = i * p.x.segments * p.plane + p.tap[first + j - i * per_channel]
-            t.out = sums + first * t.out_row + v * LANES
-            run_scattered_tile(rows, n, t)
+                t.row[j] = i * p.x.segments * p.plane + p.tap[(first + j - i * per_channel) * p.run]
+            run_runs(p.run, rows, n, t)
         v += n
 
 
@@ -186,11 +210,13 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, bint first, real
     cdef Py_ssize_t unit, n, s, y0, pixels
     cdef const real *grad_out
     cdef const real *source
-    cdef real *grad_weight = p.grad_weight + split * p.weight_size + (group * p.rows * p.channels + c0) * taps
+    cdef Py_ssize_t first_weight = group * p.rows * p.channels + c0 * (p.rows if p.swapped else 1)
+    cdef real *grad_weight = p.grad_weight + split * p.weight_size + first_weight * taps
     cdef Tile t
     cdef Py_ssize_t j
     t.step_a = p.step_a
     t.step_b = p.step_b
+    t.row_step = p.plane
     t.bias = NULL
     t.relu = False
     for j in range(PANEL_VECTORS):
@@ -201,9 +227,9 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, bint first, real
         y0 = s * p.y.extent // p.strips
         pixels = ((s + 1) * p.y.extent // p.strips - y0) * p.x.extent
         source = p.source + ((n * p.groups + group) * p.channels + c0) * source_plane
-        if not p.square:
+        if not (p.square or p.in_place):
             copy_strip(strip, source, channels, source_plane, clear or p.strips > 1 or p.chunks > 1, &p.y, &p.x, y0, p.plane, p.pitch)
-        elif clear:
+        elif clear and p.square:
             memset(strip, 0, weight_strip_elements(p) * sizeof(real))
         grad_out = p.grad_out + (n * p.groups + group) * p.rows * out_plane + y0 * p.x.extent
         t.accumulate = unit > split * units // p.splits
@@ -215,8 +241,11 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, bint first, real
         else:
             if first or chunk == 0 or units > p.splits:   # else the task before has left the same panels
                 fill_panels(p, panels, grad_out, pixels)
-            add_unit(p, &t, sums, strip, panels, channels, pixels)
-    if p.dot:
+            add_unit(p, &t, sums, source + y0 * p.x.size if p.in_place else strip, panels, channels, pixels)
+    if p.swapped:
+        for j in range(channels):
+            copy_run(grad_weight + j * p.rows, sums + j * p.vectors * LANES, p.rows)
+    elif p.dot:
         for j in range(p.rows):
             copy_run(grad_weight + j * p.channels * taps, sums + j * channels * taps, channels * taps)
     else:
