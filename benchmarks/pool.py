@@ -22,6 +22,8 @@ PASSES = ("max", "average", "max backward", "max backward, indices", "average ba
 # The least geometric mean and the least ratio to the fastest peer; the geometric mean to torch on the same array; the
 # least fraction of the speed of a copy for the group "large".
 WANTED, WANTED_TO_TORCH, WANTED_OF_COPY = (3.0, 1.0), 10.0, 0.6
+# About as many seconds does a race take, unless that leaves fewer than three rounds.
+RACE = 0.3
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _onnxruntime(case, kind, threads, x):
 
 
 def expected(case, kind, x, grad_out, indices):
-    """The right result, from the plain reference."""
+    """The right result for these images, from the plain reference."""
     windows = {"stride": case.stride, "padding": case.padding}
     if kind == "max":
         return reference.max_pool(x, case.kernel, **windows)[0]
@@ -129,6 +131,12 @@ def expected(case, kind, x, grad_out, indices):
     return wanted
 
 
+def rounds_of(calls, most):
+    """How many rounds there is time for, from the time of the last call of each contender."""
+    one = sum(harness.PAUSE + max(harness.LEAST, 2 * seconds) for seconds in calls)
+    return min(most, max(3, round(RACE / one)))
+
+
 def is_right(result, wanted, taps):
     """Whether rounding explains the difference: `taps` terms of at most 1."""
     tolerance = np.finfo(result.dtype).eps * 2 * taps
@@ -138,25 +146,33 @@ def is_right(result, wanted, taps):
 def run(args, machine, wrong):
     cases = [c for c in _poolings() if not args.layers or any(w in f"{c.group}: {c.name}" for w in args.layers)]
     races = [(c, d, k, t) for c in cases for d in args.dtype for k in args.passes for t in args.threads]
-    progress, results, last = harness.Progress(len(races)), [], None
+    progress, results, last, last_kind = harness.Progress(len(races)), [], None, None
     for case, dtype, kind, threads in races:
         if time.monotonic() > args.deadline:
             progress.print(f"out of time: {len(races) - progress.done} races left out")
             break
         if last != (case, dtype):
-            last, rng = (case, dtype), np.random.default_rng(0)
+            last, last_kind, rng = (case, dtype), None, np.random.default_rng(0)
             x, grad_out = ((2 * rng.random(shape) - 1).astype(dtype) for shape in (case.x, case.out))
-            indices = reference.max_pool(x, case.kernel, stride=case.stride, padding=case.padding)[1]
-        wanted, taps = expected(case, kind, x, grad_out, indices), case.kernel[0] * case.kernel[1]
-        calls = {}
+            windows = {"stride": case.stride, "padding": case.padding}
+            indices = cyconv.max_pool2d(x, case.kernel, return_indices=True, **windows)[1]
+            ends = slice(None, None, len(x) - 1)  # the first image and the last are compared
+            if (indices[ends] != reference.max_pool(x[ends], case.kernel, **windows)[1]).any():
+                sys.exit(f"wrong indices: {case.name}, {dtype}")
+        if last_kind != kind:
+            last_kind, wanted = kind, expected(case, kind, x[ends], grad_out[ends], indices[ends])
+        calls, seconds = {}, []
         for name, (call, as_array) in contenders(case, kind, threads, x, grad_out, indices).items():
-            if is_right(as_array(call()), wanted, taps):
+            start = time.perf_counter()
+            result = as_array(call())
+            seconds.append(time.perf_counter() - start)
+            if is_right(result[ends], wanted, case.kernel[0] * case.kernel[1]):
                 calls[name] = call
             else:
                 wrong.append(f"{name}: {case.name}, {kind}, {dtype}, {threads} threads")
         if OURS in calls:
             size = case.bytes(kind, x.itemsize)
-            seconds = harness.race(calls, args.rounds)
+            seconds = harness.race(calls, rounds_of(seconds, args.rounds))
             copy = machine.copy(size, threads)
             results.append(Result(case.name, case.group, kind, dtype, threads, 0, size, seconds, np.nan, copy))
             progress.print(line(results[-1]))
