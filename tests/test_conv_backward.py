@@ -116,6 +116,13 @@ def test_only_the_gradients_asked_for_are_computed(rng, dtype):
                 assert getattr(some, name) is None
 
 
+@pytest.mark.parametrize(("C", "F"), [(9, 40), (20, 33), (17, 16), (33, 20), (3, 40), (40, 3)])
+def test_weight_of_1x1_kernels_with_more_channels_on_one_side(rng, dtype, C, F):
+    for groups, N, size in ((1, 1, (5, 7)), (2, 3, (14, 14)), (1, 2, (1, 1)), (1, 1, (50, 60))):
+        grad_out, x, weight = layer(rng, dtype, (N, groups * C, *size), (groups * F, C, 1, 1), groups=groups)
+        check_backward(grad_out, x, weight, groups=groups, c=16)
+
+
 def test_images_without_a_batch_axis(rng, dtype):
     grad_out, x, weight = layer(rng, dtype, (3, 6, 7), (4, 3, 3, 3), padding=1)
     one = cyconv.conv2d_backward(grad_out, x, weight, padding=1)

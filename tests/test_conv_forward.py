@@ -99,6 +99,26 @@ def test_padding_mode_is_that_of_numpy_pad(rng, dtype, mode, numpy_mode):
         assert_bits(out, cyconv.conv2d(padded, weight))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("width", [2, 7, 14, 17, 23, 28])
+def test_rows_that_share_a_vector_do_not_see_each_other(rng, dtype, width, stride):
+    """Vectors of narrow maps cross from row to row: what is not finite reaches only the pixels whose window has it."""
+    x, weight = random(rng, (2, 3, 6, width), dtype), random(rng, (9, 3, 3, 5), dtype)
+    parameters = {"stride": stride, "padding": ((1, 1), (2, 3)), "algorithm": "direct"}
+    check_forward(x, weight, stride=stride, padding=parameters["padding"])
+    finite = cyconv.conv2d(x, weight, **parameters)
+    windows = _reference.Windows((6, width), (3, 5), stride, parameters["padding"], 1)
+    for column, value in ((0, np.nan), (width - 1, np.inf)):
+        y = x.copy()
+        y[:, :, 2, column] = value
+        touched = np.zeros(finite.shape[2:], bool)
+        for oy, ox in windows.pixels():
+            touched[oy, ox] = any(tap[2:] == (2, column) for tap in windows.taps(oy, ox))
+        out = cyconv.conv2d(y, weight, **parameters)
+        assert_bits(out[:, :, ~touched], finite[:, :, ~touched])
+        assert not np.isfinite(out[:, :, touched]).any()
+
+
 def test_padding_forms_mean_the_same(rng, dtype):
     x, weight = random(rng, (1, 2, 8, 8), dtype), random(rng, (3, 2, 3, 3), dtype)
     expected = cyconv.conv2d(x, weight, padding=1)
