@@ -69,6 +69,11 @@ cdef struct Pass:
     Py_ssize_t a_row            # between the taps of a column
 
 
+cdef inline Py_ssize_t portion(Py_ssize_t i, Py_ssize_t n, Py_ssize_t parts) noexcept nogil:
+    """Where part i of n things begins. Divisions are a good part of a small plane's time."""
+    return i * n // parts if parts > 1 else i * n
+
+
 cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
     cdef Phase *phase
     cdef Py_ssize_t i, widest = 0
@@ -114,6 +119,14 @@ cdef void plan_channels(Pass *p, Py_ssize_t steps) noexcept nogil:
         p.channel_blocks = max(1, min(p.channels, ceil_div(p.channels * p.y.taps * p.phases[0].x.taps, steps)))
     p.block_channels = ceil_div(p.channels, p.channel_blocks)
     plan_strips(p, 1)
+
+
+cdef Py_ssize_t tiles(const Pass *p, Py_ssize_t strips) noexcept nogil:
+    """Tiles of two vectors that so many strips take, with exact columns; a single vector costs as much as two."""
+    cdef Py_ssize_t i, n = 0
+    for i in range(strips):
+        n += ceil_div((portion(i + 1, p.y.extent, strips) - portion(i, p.y.extent, strips)) * p.phases[0].x.extent, 2 * LANES)
+    return n
 
 
 cdef inline bint exceeds_cache(const Pass *p) noexcept nogil:
@@ -218,6 +231,12 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     while p.strips < most and exceeds_cache(p):
         fit = ceil_div(p.scratch * <Py_ssize_t>sizeof(real), STRIP_BYTES)
         plan_strips(p, min(most, max(p.strips + 1, p.strips * fit // 2)))
+    strips = p.strips
+    for i in range(p.strips, min(most, p.strips + 3) + 1 if p.strips > 1 and phase.exact and not p.in_place else 0):
+        if tiles(p, i) < tiles(p, strips):
+            strips = i
+    if strips != p.strips:
+        plan_strips(p, strips)
     blocks = p.images * p.groups
     if p.row_blocks > 2 * threads and p.strips == 1:
         while blocks * p.row_blocks < 16 * threads and blocks * p.row_blocks % threads != 0:
@@ -467,11 +486,6 @@ cdef void interleave(const Pass *p, real *out, const real *results, Py_ssize_t r
                 n = p.phases[i].x.extent
                 for q in range(n):
                     to[i + q * p.phase_count] = results[(m * p.phase_count + i) * p.result_plane + y * n + q]
-
-
-cdef inline Py_ssize_t portion(Py_ssize_t i, Py_ssize_t n, Py_ssize_t parts) noexcept nogil:
-    """Where part i of n things begins. Divisions are a good part of a small plane's time."""
-    return i * n // parts if parts > 1 else i * n
 
 
 cdef void run_tasks(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *scratch) noexcept nogil:
