@@ -23,7 +23,6 @@ cdef enum:
     ELEMENTS_UNDER_GIL = 1 << 12    # that take no longer than to let other Python threads run
     PARTS_PER_THREAD = 4            # a thread that is held up leaves its parts to the others
     RESTART = 16                    # rows after which sums restart
-    LARGE_BYTES = 1 << 25           # benchmarks/pool.py, AMD Zen 5 with 32 MB of cache
 
 
 # What is computed, as cyconv/_pool.py numbers it.
@@ -45,7 +44,6 @@ cdef struct Work:
     int64_t *indices_out
     real *out           # the result: maxima, averages or the gradient of x
     bint outside        # an index lies outside its plane
-    bint large          # x lies in memory rather than in a cache
 
 include "window.pxi"
 
@@ -136,7 +134,6 @@ def run(int kind, object[const real, ndim=1, mode="c"] x, object[const real, ndi
     w.indices = &indices[0] if indices is not None else NULL
     w.indices_out = &indices_out[0] if indices_out is not None else NULL
     w.out = &out[0]
-    w.large = <double>planes * p.in_plane * sizeof(real) > LARGE_BYTES
     if kind < SCATTER and not p.whole:
         rows *= p.d.out * p.h.out if kind <= INDICES else p.d.size * p.h.size
     elements = <double>planes * (p.in_plane + p.out_plane)

@@ -97,7 +97,8 @@ cdef inline bint gradient(bint average, int KH, int SH, int KW, int SW, const Wo
                 if low <= y < high:
                     for t in range(SW):
                         v[t] = collected(average, KW, SW, t, tap[k], sums[k])
-                        prefetch(out + y * W + t * LANES + ahead)
+                        if reach:       # otherwise it only costs time
+                            prefetch(out + y * W + t * LANES + ahead)
                     join(SW, v)
                     for t in range(SW):
                         store_set(out + y * W + t * LANES, v[t], out_set[t])
@@ -108,8 +109,6 @@ cdef inline bint gradient(bint average, int KH, int SH, int KW, int SW, const Wo
 cdef bint small_windows(const Work *w, const Pool *p, Py_ssize_t plane, Py_ssize_t low, Py_ssize_t high) noexcept nogil:
     """Returns whether something is left to do: the windows are not of this kind, or there is a NaN or -inf."""
     cdef bint average = w.kind == AVERAGE_BACKWARD
-    if w.large and not average and p.small in (2222, 2233, 3333):   # there it is the slower one, of the same bits
-        return True
     if p.small == 2222:
         return gradient(True, 2, 2, 2, 2, w, p, plane, low, high) if average else gradient(False, 2, 2, 2, 2, w, p, plane, low, high)
     if p.small == 2233:
