@@ -10,31 +10,27 @@ cdef extern from "mask.h" nogil:
     mask is_nan(vec a) noexcept
     mask either(mask m, mask n) noexcept
     mask both(mask m, mask n) noexcept
-    vec pick(mask m, vec a, vec b) noexcept
     bint any(mask m) noexcept
     bint not_all(mask m) noexcept
     unsigned long long bits_of(mask m) noexcept
-    int first_bit(unsigned long long bits) noexcept
+    int first_bit "__builtin_ctzll"(unsigned long long bits) noexcept
+    mask first_lanes(int n) noexcept
+    mask lanes_within(Py_ssize_t first, Py_ssize_t last) noexcept
+    vec load_set(const real *p, mask set) noexcept
+    vec load_set_or(const real *p, mask set, vec rest) noexcept
+    void store_set(real *p, vec v, mask set) noexcept
+    vec keep(vec v, mask m) noexcept
+    vec pick(mask m, vec a, vec b) noexcept
     vec larger(vec a, vec b) noexcept
     vec first_of(vec v, int n, vec rest) noexcept
-    vec load_first(const real *p, int n, vec rest) noexcept
-    void store_first(real *p, vec v, int n) noexcept
-    void split3(vec *v) noexcept
-    void split(int n, vec *v) noexcept
-    void join(int n, vec *v) noexcept
-    void prefetch(const real *p) noexcept
     vec load_first_or_zero(const real *p, int n) noexcept
-    ctypedef int place
-    place places(Py_ssize_t n) noexcept
-    vec load_at(const real *p, place n) noexcept
-    ctypedef int lane_set
-    lane_set lanes_within(Py_ssize_t first, Py_ssize_t last) noexcept
-    vec load_set(const real *p, lane_set set) noexcept
-    vec load_set_or(const real *p, lane_set set, vec rest) noexcept
-    void store_set(real *p, vec v, lane_set set) noexcept
-    vec keep(vec v, lane_set set) noexcept
+    void store_first(real *p, vec v, int n) noexcept
+    vec load_at(const real *p, Py_ssize_t n) noexcept
     enum: CAN_SLIDE
     vec slide_by(int n, vec a, vec b) noexcept
+    void split "split_by"(int n, vec *v) noexcept
+    void join "join_by"(int n, vec *v) noexcept
+    void prefetch "__builtin_prefetch"(const real *p) noexcept
     void forget(const real **pointers, int n) noexcept
     Py_ssize_t opaque(Py_ssize_t n) noexcept
 
@@ -46,14 +42,14 @@ cdef enum:
 cdef inline vec fetch(const real *x, Py_ssize_t left, real rest) noexcept nogil:
     """LANES elements of an array that is read once, `rest` for those after the first `left`."""
     if left < LANES:
-        return load_first(x, <int>max(left, 0), splat(rest))
+        return load_set_or(x, first_lanes(<int>max(left, 0)), splat(rest))
     prefetch(x + AHEAD // <Py_ssize_t>sizeof(real))
     return load(x)
 
 
 cdef inline vec at(const real *line, Py_ssize_t n) noexcept nogil:
     """LANES elements from line + n, where line is a multiple of a vector's size."""
-    return load(line + n) if n % LANES == 0 else load_at(line + (n & -<Py_ssize_t>LANES), places(n & (LANES - 1)))
+    return load(line + n) if n % LANES == 0 else load_at(line + (n & -<Py_ssize_t>LANES), n & (LANES - 1))
 
 
 cdef inline void put(real *out, vec v, Py_ssize_t left, const real *end) noexcept nogil:

@@ -5,7 +5,7 @@
 #     out[y, x] += taps[ky, kx] * plane[y*stride - top + ky, x*stride - left + kx]       lanes are neighbouring x
 from libc.stdlib cimport abs
 from simd cimport real, vec, LANES, load, store, splat, vrelu, lane_sums, zip_low, zip_high, even, odd
-from mask cimport lane_set, lanes_within, load_set, keep, load_first_or_zero, store_first, prefetch, slide_by, CAN_SLIDE, forget, opaque
+from mask cimport mask, lanes_within, load_set, keep, load_first_or_zero, store_first, prefetch, slide_by, CAN_SLIDE, forget, opaque
 
 cdef enum:
     MAX_SIZE = 7
@@ -62,7 +62,7 @@ cdef inline Py_ssize_t column_at(const int k, const int n, const int stride) noe
 
 
 cdef inline void columns_within(const bint whole, const int first, const int n, const int stride, Py_ssize_t x, Py_ssize_t width,
-                                lane_set *sets) noexcept nogil:
+                                mask *sets) noexcept nogil:
     """Which lanes count of rows of `width` elements, from element x on: of column k, or (not whole) of the k-th load."""
     cdef Py_ssize_t at
     cdef int k
@@ -76,12 +76,12 @@ cdef inline void columns_within(const bint whole, const int first, const int n, 
         sets[k] = lanes_within(-at, width - at)
 
 
-cdef inline vec read(const bint whole, const real *p, lane_set set) noexcept nogil:
+cdef inline vec read(const bint whole, const real *p, mask set) noexcept nogil:
     return load(p) if whole else load_set(p, set)
 
 
 cdef inline void read_columns(const bint whole, const int first, const int n, const int stride, const real *p,
-                              const lane_set *sets, vec *v) noexcept nogil:
+                              const mask *sets, vec *v) noexcept nogil:
     cdef vec a, b
     cdef int k
     if stride == 2:
@@ -98,12 +98,12 @@ cdef inline void read_columns(const bint whole, const int first, const int n, co
     else:
         for k in range(n):
             v[k] = read(whole, p + first + k, sets[k])
-    for k in range(n if whole else 0):
+    for k in range(n if whole and CAN_SLIDE else 0):
         v[k] = keep(v[k], sets[k])
 
 
 cdef inline void add_row(const int j, const bint dot, const bint whole, const int first, const int n, const int height,
-                         const int stride, const int rows, const real **row, Py_ssize_t x, const lane_set *sets,
+                         const int stride, const int rows, const real **row, Py_ssize_t x, const mask *sets,
                          const vec *factor, vec *acc) noexcept nogil:
     """What row j of the plane gives to the sums of `rows` rows of the output, or (dot) to those of the taps."""
     cdef vec v[MAX_COLUMNS + 1]
@@ -121,7 +121,7 @@ cdef inline void add_row(const int j, const bint dot, const bint whole, const in
 
 
 cdef inline void add_all_rows(const bint dot, const bint whole, const int first, const int n, const int height,
-                              const int stride, const int rows, const real **row, Py_ssize_t x, const lane_set *sets,
+                              const int stride, const int rows, const real **row, Py_ssize_t x, const mask *sets,
                               const vec *factor, vec *acc) noexcept nogil:
     add_row(0, dot, whole, first, n, height, stride, rows, row, x, sets, factor, acc)
     add_row(1, dot, whole, first, n, height, stride, rows, row, x, sets, factor, acc)
@@ -141,7 +141,7 @@ cdef inline void add_all_rows(const bint dot, const bint whole, const int first,
 
 cdef inline void add_rows(const bint dot, const int first, const int n, const int height, const int stride, const int rows,
                           bint whole, const real **row, Py_ssize_t x, Py_ssize_t width, const vec *factor, vec *acc) noexcept nogil:
-    cdef lane_set sets[MAX_COLUMNS + 1]
+    cdef mask sets[MAX_COLUMNS + 1]
     if not CAN_SLIDE:           # masks are not for free there; twice the code is not worth it for `dot`
         whole = not dot and x + first >= 0 and x + first + stride * LANES + n <= width
     if whole:

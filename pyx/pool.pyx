@@ -15,7 +15,7 @@ from libc.string cimport memcpy, memset
 
 from simd cimport real, LANES, vec, load, store, splat, zip_low, zip_high, slide, slide_back
 from mask cimport mask, greater, equal, is_nan, either, both, pick, any, larger, first_of, split, join, fetch, at, put, find_first
-from mask cimport lane_set, lanes_within, load_set_or, store_set, ordinary, opaque, prefetch
+from mask cimport lanes_within, load_set_or, store_set, ordinary, opaque, prefetch
 from scratch cimport take, address
 
 cdef enum:

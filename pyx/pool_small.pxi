@@ -33,9 +33,9 @@ cdef inline bint gradient(bint average, int KH, int SH, int KW, int SW, const Wo
     cdef const real *grad_out = w.grad_out + plane * OH * OW
     cdef const real *place
     cdef real *out
-    cdef lane_set x_set[6]
-    cdef lane_set out_set[3]
-    cdef lane_set grad_set
+    cdef mask x_set[6]
+    cdef mask out_set[3]
+    cdef mask grad_set
     cdef vec v[3]
     cdef vec best[5]
     cdef vec tap[5]

@@ -33,53 +33,37 @@ static inline vec splat(real s) { return s - (vec){0}; } /* s + 0 would turn -0 
 /* max(v, 0) that keeps NaN; the comparison gives a vector of integers, all ones where true. */
 static inline vec vrelu(vec v) { return (vec)((__typeof__(v < v))v & ~(v < 0)); }
 
-/* zip_low(a, b) = a0 b0 a1 b1 ..., zip_high the same of the upper halves; even(a, b) = a0 a2 ... b0 b2 ..., odd likewise;
- * slide(a, b) = a1 a2 ... b0, slide_back(a, b) = the last of a, b0 b1 .... */
+/* F(i, r) of all lanes i, for the numbers of a shuffle: those of b follow those of a. */
 #if LANE_COUNT == 16
-#define SLIDE 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16
-#define SLIDE_BACK 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
-#define ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
-#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define EACH(F, r) \
+    F(0, r), F(1, r), F(2, r), F(3, r), F(4, r), F(5, r), F(6, r), F(7, r), F(8, r), F(9, r), F(10, r), F(11, r), F(12, r), F(13, r), \
+        F(14, r), F(15, r)
 #elif LANE_COUNT == 8
-#define SLIDE 1, 2, 3, 4, 5, 6, 7, 8
-#define SLIDE_BACK 7, 8, 9, 10, 11, 12, 13, 14
-#define ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
-#define ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
-#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
-#define ODD 1, 3, 5, 7, 9, 11, 13, 15
+#define EACH(F, r) F(0, r), F(1, r), F(2, r), F(3, r), F(4, r), F(5, r), F(6, r), F(7, r)
 #elif LANE_COUNT == 4
-#define SLIDE 1, 2, 3, 4
-#define SLIDE_BACK 3, 4, 5, 6
-#define ZIP_LOW 0, 4, 1, 5
-#define ZIP_HIGH 2, 6, 3, 7
-#define EVEN 0, 2, 4, 6
-#define ODD 1, 3, 5, 7
+#define EACH(F, r) F(0, r), F(1, r), F(2, r), F(3, r)
 #else
-#define SLIDE 1, 2
-#define SLIDE_BACK 1, 2
-#define ZIP_LOW 0, 2
-#define ZIP_HIGH 1, 3
-#define EVEN 0, 2
-#define ODD 1, 3
+#define EACH(F, r) F(0, r), F(1, r)
+#endif
+#define NEXT(i, r) (i) + (r)
+#define STEP(i, r) 2 * (i) + (r)
+#define ZIP(i, r) (i) / 2 + (i) % 2 * LANES + (r)
+#if REAL_BYTES == 4
+typedef int integers __attribute__((vector_size(VECTOR_BYTES)));
+#else
+typedef long long integers __attribute__((vector_size(VECTOR_BYTES)));
 #endif
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#if REAL_BYTES == 4
-typedef int lane_numbers __attribute__((vector_size(VECTOR_BYTES)));
-#else
-typedef long long lane_numbers __attribute__((vector_size(VECTOR_BYTES)));
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (integers){__VA_ARGS__})
 #endif
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (lane_numbers){__VA_ARGS__})
-#endif
-static inline vec zip_low(vec a, vec b) { return SHUFFLE(a, b, ZIP_LOW); }
-static inline vec zip_high(vec a, vec b) { return SHUFFLE(a, b, ZIP_HIGH); }
-static inline vec even(vec a, vec b) { return SHUFFLE(a, b, EVEN); }
-static inline vec odd(vec a, vec b) { return SHUFFLE(a, b, ODD); }
-static inline vec slide(vec a, vec b) { return SHUFFLE(a, b, SLIDE); }
-static inline vec slide_back(vec a, vec b) { return SHUFFLE(a, b, SLIDE_BACK); }
+static inline vec zip_low(vec a, vec b) { return SHUFFLE(a, b, EACH(ZIP, 0)); } /* a0 b0 a1 b1 ... */
+static inline vec zip_high(vec a, vec b) { return SHUFFLE(a, b, EACH(ZIP, LANES / 2)); } /* the same of the upper halves */
+static inline vec even(vec a, vec b) { return SHUFFLE(a, b, EACH(STEP, 0)); } /* a0 a2 ... b0 b2 ... */
+static inline vec odd(vec a, vec b) { return SHUFFLE(a, b, EACH(STEP, 1)); }
+static inline vec slide(vec a, vec b) { return SHUFFLE(a, b, EACH(NEXT, 1)); } /* a1 a2 ... b0 */
+static inline vec slide_back(vec a, vec b) { return SHUFFLE(a, b, EACH(NEXT, LANES - 1)); } /* the last of a, b0 b1 ... */
 
 /* The sum of the lanes, as a tree. */
 static inline real lane_sum(vec v) {

@@ -178,7 +178,7 @@ cdef inline void load_rotated(const int taps, const real *weight, Py_ssize_t lan
         prefetch(weight + ahead + i * LANES)
     while size < taps:
         for i in range(taps // 3):
-            split3(a + 3 * i)
+            split_by(3, a + 3 * i)
         for i in range(taps):
             b[i % 3 * (taps // 3) + i // 3] = a[i]
         for i in range(taps):

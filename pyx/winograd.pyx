@@ -19,7 +19,7 @@ from cython.parallel cimport prange
 from cyconv._runtime cimport ready, useful_threads
 from libc.string cimport memset
 from simd cimport real, vec, LANES, MR, load, store, splat, vrelu, even, odd, slide, interleave, transpose_vectors, transpose
-from mask cimport load_first_or_zero, store_first, is_nan, any, split3, prefetch
+from mask cimport load_first_or_zero, store_first, is_nan, any, split as split_by, prefetch
 from scratch cimport take, address
 from strip cimport copy_run, zero_run, ceil_div, padded_plane
 from tile cimport Tile, tile_rows, STRIDED
