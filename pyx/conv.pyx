@@ -32,7 +32,7 @@ cdef void run_masked_tile(int rows, int vectors, const Tile *t) noexcept nogil:
 
 
 cdef void run_runs(int run, int runs, int vectors, const Tile *t) noexcept nogil:
-    """The tile of so many runs of neighbouring rows: of rows one by one, or of one vector."""
+    """The tile of one vector and so many runs of neighbouring rows; or, where run is 1, of vectors and rows that lie anywhere."""
     if run == 3: tile_runs(3, runs, t)
     elif run == 5: tile_runs(5, runs, t)
     elif MR >= 7 and run == 7: tile_runs(7, runs, t)

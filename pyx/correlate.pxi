@@ -7,8 +7,8 @@
 #
 # Tasks are (image, group, strip, block of rows m). Every output element belongs to one task and is summed in the order of
 # the step tables, whatever the strips and the threads are. Scratch of a thread: the strips of all phases and, for the gradient
-# of x with a stride, the results of all phases, and what a row block needs of `a` where it is packed. Reference:
-# cyconv/_reference.py.
+# of x with a stride, the results of all phases, what a row block needs of `a` where it is packed, and the masks of a tile.
+# Reference: cyconv/_reference.py.
 
 cdef enum:
     COLUMN_MAX_ROWS = 1         # output channels of a group up to which the column tile is the faster one
@@ -115,7 +115,8 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
 cdef void plan_channels(Pass *p, Py_ssize_t steps) noexcept nogil:
     """Plan one strip for each block of input channels, which has at most so many steps."""
     p.channel_blocks = 1
-    if not (p.column or p.staged):
+    # In place the last vector overlaps the one before it, whose sums must not be added to twice; with a tail there is none.
+    if not (p.column or p.staged or p.in_place and not p.tail):
         p.channel_blocks = max(1, min(p.channels, ceil_div(p.channels * p.y.taps * p.phases[0].x.taps, steps)))
     p.block_channels = ceil_div(p.channels, p.channel_blocks)
     plan_strips(p, 1)
@@ -224,6 +225,7 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
         plan_channels(p, BLOCK_STEPS)
     if p.tail and exceeds_cache(p):
         p.tail = 0              # more than one strip, whose pixels may depend on the number of threads
+        plan_channels(p, BLOCK_STEPS)
         p.row_blocks = ceil_div(p.rows, MR)
     most = 1 if p.tail else p.y.extent
     if p.in_place and not p.tail:   # no strip may be shorter than a vector

@@ -35,6 +35,11 @@ LAYERS = [
     ((1, 3, 30, 66), (3, 1, 5, 5), {"padding": 2, "groups": 3, "stride": 2}),
     ((1, 3, 15, 70), (3, 1, 7, 7), {"padding": (2, 3), "groups": 3, "stride": 2}),
     ((1, 300, 14, 14), (290, 300, 3, 3), {"padding": 1}),
+    ((1, 1300, 5, 7), (10, 1300, 1, 1), {}),  # read in place, in blocks of channels
+    ((1, 40, 60, 60), (9, 40, 3, 3), {"padding": 1}),  # several strips whose rows share vectors
+    ((1, 70, 60, 58), (5, 70, 3, 3), {"padding": 1, "stride": 2}),
+    ((2, 5, 12, 13), (12, 5, 7, 7), {"padding": 3}),  # one vector of output channels, runs of seven taps
+    ((2, 5, 12, 13), (7, 5, 7, 7), {"padding": 3}),  # the same in float64
     ((1, 1, 100, 130), (1, 1, 5, 5), {}),
     ((1, 2, 3, 300), (2, 2, 1, 9), {"padding": (0, 4)}),
     ((1, 2, 300, 3), (2, 2, 9, 1), {"padding": (4, 0)}),
