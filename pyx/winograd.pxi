@@ -150,7 +150,7 @@ cdef inline void transform_output(const int ny, const int nx, const int r, const
             store(to + i * line + j * LANES, part[j])
 
 
-cdef inline void load_kernels(const real *weight, Py_ssize_t step, Py_ssize_t lanes, Py_ssize_t n, real *to) noexcept nogil:
+cdef inline void load_lines(const real *weight, Py_ssize_t step, Py_ssize_t lanes, Py_ssize_t n, real *to) noexcept nogil:
     """to[i * LANES + j] = weight[j * step + i] for i < n and j < lanes; writes whole vectors."""
     cdef vec square[LANES]
     cdef const real *weight_j
@@ -167,7 +167,7 @@ cdef inline void load_kernels(const real *weight, Py_ssize_t step, Py_ssize_t la
         i += LANES
 
 
-cdef inline void load_rotated(const int taps, const real *weight, Py_ssize_t lanes, Py_ssize_t ahead, real *to) noexcept nogil:
+cdef inline void load_kernels(const int taps, const real *weight, Py_ssize_t lanes, Py_ssize_t ahead, real *to) noexcept nogil:
     """to[i * LANES + j] = weight[j * taps + i] for i < taps and j < lanes: splits in threes, once or twice."""
     cdef vec a[9]
     cdef vec b[9]

@@ -44,7 +44,7 @@ cdef struct Winograd:
     bint relu, rotated
     Py_ssize_t images, groups, rows, channels       # rows, channels: output and input channels of a group
     Py_ssize_t height, width, out_height, out_width, ph, pw
-    Py_ssize_t row_step, channel_step               # of the weight
+    Py_ssize_t kernel_step                          # between outputs of the weight
     Py_ssize_t taps, my, mx, ny, nx, elements       # of a kernel; outputs of a tile, its inputs along an axis and in all
     Py_ssize_t tiles_y, tiles_x, tasks
     Py_ssize_t joins, parts_y, parts_x, shares      # tasks along images, rows, columns and output channels
@@ -52,34 +52,31 @@ cdef struct Winograd:
     Py_ssize_t blocks, block_rows, block_channels   # blocks of output channels, most rows of one, channels of u at once
     Py_ssize_t *step_a          # [channels], or tiles
     Py_ssize_t *step_b
-    Py_ssize_t u_rows, u_plane, v_plane, m_plane, cell_plane, strip_pitch, strip, line      # elements
+    Py_ssize_t u_pitch, u_plane, v_plane, m_plane, cell_plane, strip_pitch, strip, line      # elements
 
 
 cdef struct Block:              # of tiles
     Py_ssize_t y, x, rows, columns
 
 
-cdef inline void form_block(const int ny, const int nx, const int r, const Winograd *p, const real *weight, Py_ssize_t rows,
-                            Py_ssize_t channels, real *u) noexcept nogil:
-    """Some transformed kernels, u[k][c][f]."""
-    cdef Py_ssize_t c = 0, f, i, n
+cdef inline void form_block(const int ny, const int nx, const int r, const Winograd *p, const real *weight, Py_ssize_t outputs,
+                            Py_ssize_t inputs, real *u) noexcept nogil:
+    """Some transformed kernels, u[k][f][c] for so many outputs f and inputs c of the weight, which the lanes are."""
+    cdef Py_ssize_t f, c, n
     cdef int rx = r if nx > 1 else 1, taps = (r if ny > 1 else 1) * rx
-    cdef real kernels[25 * LANES * LANES]
+    cdef real kernels[(25 + LANES) * LANES]
     cdef const real *weight_fc
-    while c < channels:
-        n = 1 if p.rotated else min(channels - c, <Py_ssize_t>LANES)
-        f = 0
-        while f < rows:
-            weight_fc = weight + f * p.row_step + c * p.channel_step
-            if p.rotated and r == 3:
-                load_rotated(taps, weight_fc, min(rows - f, <Py_ssize_t>LANES), 8 * p.channel_step, kernels)
+    for f in range(outputs):
+        c = 0
+        while c < inputs:
+            weight_fc = weight + f * p.kernel_step + c * taps
+            n = min(inputs - c, <Py_ssize_t>LANES)
+            if r == 3:
+                load_kernels(taps, weight_fc, n, p.kernel_step * (8 if p.rotated else 1), kernels)
             else:
-                load_kernels(weight_fc, p.row_step, rows - f, n * taps, kernels)
-            for i in range(n):
-                transform_kernels(ny, nx, r, kernels + i * taps * LANES, rx * LANES, p.rotated, u + (c + i) * p.u_rows + f,
-                                  p.u_plane)
-            f += LANES
-        c += n
+                load_lines(weight_fc, taps, n, taps, kernels)
+            transform_kernels(ny, nx, r, kernels, rx * LANES, p.rotated, u + f * p.u_pitch + c, p.u_plane)
+            c += LANES
 
 
 cdef inline void load_form(const int ny, const int nx, const int r, const Winograd *p, const real *x_nc, const Block *block,
@@ -119,7 +116,7 @@ cdef void multiply(const Winograd *p, const real *u, const real *v, real *m, int
     cdef Tile t
     t.step_a, t.step_b, t.steps = p.step_a, p.step_b, channels
     t.bias, t.relu, t.accumulate, t.out_row = NULL, False, accumulate, p.pitch
-    t.row_step = 1
+    t.row_step = 1 if p.rotated else p.u_pitch
     for k in range(p.elements):
         t.a, t.b, t.out = u + k * p.u_plane, v + k * p.v_plane, m + k * p.m_plane
         done = 0
@@ -160,12 +157,17 @@ cdef inline bint store_form(const int ny, const int nx, const int r, const Winog
     return any(is_nan(bad))
 
 
-cdef void transform_block(const Winograd *p, const real *weight, Py_ssize_t rows, Py_ssize_t channels, real *u) noexcept nogil:
-    if p.nx == 1: form_block(6, 1, 3, p, weight, rows, channels, u)
-    elif p.ny == 1: form_block(1, 6, 3, p, weight, rows, channels, u)
-    elif p.nx == 4: form_block(4, 4, 3, p, weight, rows, channels, u)
-    elif p.mx == 2: form_block(6, 6, 5, p, weight, rows, channels, u)
-    else: form_block(6, 6, 3, p, weight, rows, channels, u)
+cdef void transform_block(const Winograd *p, Py_ssize_t g, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t channel, Py_ssize_t channels,
+                          real *u) noexcept nogil:
+    """The kernels of some output channels and input channels: rotated, they are inputs and outputs of the weight."""
+    cdef Py_ssize_t f = channel if p.rotated else row, c = row if p.rotated else channel
+    cdef Py_ssize_t outputs = channels if p.rotated else rows, inputs = rows if p.rotated else channels
+    cdef const real *weight = p.weight + g * p.rows * p.channels * p.taps + f * p.kernel_step + c * p.taps
+    if p.nx == 1: form_block(6, 1, 3, p, weight, outputs, inputs, u)
+    elif p.ny == 1: form_block(1, 6, 3, p, weight, outputs, inputs, u)
+    elif p.nx == 4: form_block(4, 4, 3, p, weight, outputs, inputs, u)
+    elif p.mx == 2: form_block(6, 6, 5, p, weight, outputs, inputs, u)
+    else: form_block(6, 6, 3, p, weight, outputs, inputs, u)
 
 
 cdef void load_tiles(const Winograd *p, const real *x_nc, const Block *block, real *strip, real *v) noexcept nogil:
@@ -216,7 +218,7 @@ cdef void run_tasks(const Winograd *p, Py_ssize_t first, Py_ssize_t last, real *
             c = 0
             while c < p.channels:
                 n = min(p.block_channels, p.channels - c)
-                transform_block(p, p.weight + g * p.rows * p.channels * p.taps + f0 * p.row_step + c * p.channel_step, f1 - f0, n, u)
+                transform_block(p, g, f0, f1 - f0, c, n, u)
                 multiply(p, u, v + c * p.pitch, m, <int>(f1 - f0), n, c > 0)
                 c += n
             for f in range(f0, f1):
@@ -262,9 +264,9 @@ cdef void plan(Winograd *p, int threads) noexcept nogil:
     p.tasks *= p.shares
     p.blocks = ceil_div(ceil_div(p.rows, MR), p.shares) * p.shares
     p.block_rows = ceil_div(p.rows, p.blocks)
-    p.block_channels = min(p.channels, ceil_div(BLOCK_BYTES, p.elements * MR * <Py_ssize_t>sizeof(real)))
-    p.u_rows = ceil_div(p.block_rows, LANES) * LANES
-    p.u_plane = padded_plane(p.block_channels * p.u_rows)
+    p.block_channels = min(p.channels, BLOCK_BYTES // (p.elements * MR * <Py_ssize_t>sizeof(real)) // LANES * LANES)
+    p.u_pitch = ceil_div(p.block_rows if p.rotated else p.block_channels, LANES) * LANES
+    p.u_plane = padded_plane((p.block_channels if p.rotated else p.block_rows) * p.u_pitch)
     p.v_plane = padded_plane(p.channels * p.pitch + LANES)
     p.m_plane = padded_plane(p.block_rows * p.pitch + LANES)
     p.line = p.mx * (p.image_tiles + LANES)
@@ -294,7 +296,7 @@ def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, bint ro
     p.rows, p.out_height, p.out_width = out.shape[1] // groups, out.shape[2], out.shape[3]
     p.channels, p.height, p.width = x.shape[1] // groups, x.shape[2], x.shape[3]
     p.taps = weight.shape[2] * weight.shape[3]
-    p.row_step, p.channel_step = p.taps * (1 if rotated else p.channels), p.taps * (p.rows if rotated else 1)
+    p.kernel_step = p.taps * (p.rows if rotated else p.channels)
     p.my, p.mx = outputs if weight.shape[2] > 1 else 1, outputs if weight.shape[3] > 1 else 1
     p.ny, p.nx = p.my + weight.shape[2] - 1, p.mx + weight.shape[3] - 1
     p.elements = p.ny * p.nx
@@ -309,7 +311,7 @@ def forward(const real[:, :, :, ::1] x, const real[:, :, :, ::1] weight, bint ro
     bad = <char *>(p.step_b + p.channels)
     memset(bad, 0, p.tasks * p.joined)
     for i in range(p.channels):
-        p.step_a[i] = i * p.u_rows
+        p.step_a[i] = i * (p.u_pitch if rotated else 1)
         p.step_b[i] = i * p.pitch
     with nogil:
         if parts == 1:

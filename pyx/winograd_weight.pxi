@@ -15,7 +15,7 @@ cdef void load_grads(const Winograd *p, const real *grad_out_nf, Py_ssize_t lane
         i = y % 4
         zero_run(lines + i * p.line, 4 * block.columns * LANES)
         if y < p.out_height:
-            load_kernels(grad_out_nf + y * p.out_width + x, p.out_height * p.out_width, lanes, n, lines + i * p.line)
+            load_lines(grad_out_nf + y * p.out_width + x, p.out_height * p.out_width, lanes, n, lines + i * p.line)
         for tile in range(block.columns if i == 3 else 0):
             transform_kernels(6, 6, 4, lines + 4 * tile * LANES, p.line, False, u, p.u_plane)
             u += LANES
