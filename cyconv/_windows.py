@@ -124,13 +124,11 @@ def tables(
     plane = d[:3] == (1, 1, 1) and d.before == 0
     if phases and plane and h.dilation == w.dilation == 1 and (h.window, h.stride, w.window, w.stride) in SMALL:
         small = ((10 * h.window + h.stride) * 10 + w.window) * 10 + w.stride
-        if backward:
-            count = max(reach + 1, min(count, SMALL_STRIP // w.size))
+        count = max(reach + 1, min(count, SMALL_STRIP // (w.size * (1 if backward else h.stride))))
     header = [
         *(number for a in (d, h, w) for number in (a.size, a.out, a.window, a.stride, a.before, a.dilation)),
         rows,
         phases,
-        100 * phases + (10 * w.window + w.before) * (w.dilation == 1 and w.window < 10 and w.before < 10),
         pitch,
         base,
         line,

@@ -36,6 +36,7 @@ static inline mask equal(vec a, vec b) { return CAT(MM(cmp_), _mask)(a, b, _CMP_
 static inline mask is_nan(vec a) { return CAT(MM(cmp_), _mask)(a, a, _CMP_UNORD_Q); }
 static inline vec pick(mask m, vec a, vec b) { return MM(mask_mov_)(b, m, a); }
 static inline vec keep(vec v, mask m) { return MM(maskz_mov_)(m, v); }
+static inline vec add_where(mask m, vec a, vec b) { return MM(mask_add_)(a, m, a, b); }
 static inline mask either(mask m, mask n) { return CAT(_kor_mask, MASK_BITS)(m, n); } /* | would leave the mask registers */
 static inline mask both(mask m, mask n) { return CAT(_kand_mask, MASK_BITS)(m, n); }
 static inline unsigned long long bits_of(mask m) { return m; } /* one bit for each lane */
@@ -49,6 +50,7 @@ static inline mask greater(vec a, vec b) { return a > b; }
 static inline mask equal(vec a, vec b) { return a == b; }
 static inline mask is_nan(vec a) { return a != a; }
 static inline vec keep(vec v, mask m) { return (vec)((mask)v & m); }
+static inline vec add_where(mask m, vec a, vec b) { return a + keep(b, m); }
 static inline mask either(mask m, mask n) { return m | n; }
 static inline mask both(mask m, mask n) { return m & n; }
 static inline mask first_lanes(int n) { return NUMBERS < n; }
@@ -92,6 +94,16 @@ static inline vec larger(vec a, vec b) {
 #endif
 }
 
+/* a / c, of normal numbers rounded as by a division, which would take four times as long. */
+static inline vec quotient(vec a, vec c, vec inverse) {
+#if defined(MM) && defined(__FMA__)
+    vec q = a * inverse, rest = MM(fnmadd_)(q, c, a);
+    return pick(is_nan(rest), q, MM(fmadd_)(rest, inverse, q)); /* inf leaves no rest */
+#else
+    return a / c;
+#endif
+}
+
 /* The first n <= LANES lanes of v, from or to n elements of memory; the other lanes are those of rest, or zero. */
 static inline vec first_of(vec v, int n, vec rest) { return pick(first_lanes(n), v, rest); }
 static inline vec load_first_or_zero(const real *p, int n) { return load_set(p, first_lanes(n)); }
@@ -120,14 +132,15 @@ static inline vec load_at(const real *p, Py_ssize_t n) {
 #endif
 }
 
-/* The n-th to the last lane of a and the first n <= 2 of b; whether that is faster than to load them. */
+/* The n-th to the last lane of a and the first n of b; n is at most 4 where that is faster than to load them, otherwise 2. */
 enum { CAN_SLIDE = VECTOR_BYTES == 64 };
 #if VECTOR_BYTES == 64
 #define SLIDE(n) (vec)CAT(_mm512_alignr_, INTEGERS)((__m512i)b, (__m512i)a, n)
+static inline vec slide_by(int n, vec a, vec b) { return n == 0 ? a : n == 1 ? SLIDE(1) : n == 2 ? SLIDE(2) : n == 3 ? SLIDE(3) : SLIDE(4); }
 #else
 #define SLIDE(n) (vec)SHUFFLE(a, b, EACH(NEXT, n))
-#endif
 static inline vec slide_by(int n, vec a, vec b) { return n == 0 ? a : n == 1 ? SLIDE(1) : SLIDE(2); }
+#endif
 
 /* The compiler forgets what it knows of n pointers, or of n: it would otherwise keep, and advance, many pointers in
  * registers in place of one index. Sums that live longer than one pass of a loop stay in registers only with `opaque`. */

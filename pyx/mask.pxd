@@ -20,8 +20,10 @@ cdef extern from "mask.h" nogil:
     vec load_set_or(const real *p, mask set, vec rest) noexcept
     void store_set(real *p, vec v, mask set) noexcept
     vec keep(vec v, mask m) noexcept
+    vec add_where(mask m, vec a, vec b) noexcept
     vec pick(mask m, vec a, vec b) noexcept
     vec larger(vec a, vec b) noexcept
+    vec quotient(vec a, vec c, vec inverse) noexcept
     vec first_of(vec v, int n, vec rest) noexcept
     vec load_first_or_zero(const real *p, int n) noexcept
     void store_first(real *p, vec v, int n) noexcept
@@ -60,24 +62,17 @@ cdef inline void put(real *out, vec v, Py_ssize_t left, const real *end) noexcep
         store_first(out, v, <int>left)
 
 
-cdef inline bint ordinary(const real *x, Py_ssize_t n) noexcept nogil:
-    """Whether none of n elements is NaN or -inf."""
-    cdef Py_ssize_t j, full = n // LANES * LANES
-    cdef mask above = greater(fetch(x + full, n - full, 0), splat(-INFINITY))
-    for j from 0 <= j < full by LANES:
-        above = both(above, greater(load(x + j), splat(-INFINITY)))
-    return not not_all(above)
-
-
 cdef inline Py_ssize_t find_first(const real *x, Py_ssize_t n, real value) noexcept nogil:
     """The first of n elements that is `value`, which is among them; or the first NaN."""
-    cdef Py_ssize_t j, t
-    cdef vec v
+    cdef Py_ssize_t j = 0, t
     cdef unsigned long long hits = 0
-    for j from 0 <= j < n by 64:
+    if value != value:
+        while x[j] == x[j]:
+            j += 1
+        return j
+    while True:
         for t from 0 <= t < 64 by LANES:
-            v = fetch(x + j + t, n - j - t, 0)
-            hits |= bits_of(equal(v, splat(value)) if value == value else is_nan(v)) << t
+            hits |= bits_of(equal(fetch(x + j + t, n - j - t, 0), splat(value))) << t
         if hits:
-            break
-    return j + first_bit(hits)
+            return j + first_bit(hits)
+        j += 64

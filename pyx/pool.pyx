@@ -3,8 +3,8 @@
     out[p, o] = max or sum / cells over the taps k of x[p, o*stride - before + k*dilation], along each axis
 
 Taps outside the plane take no part. cyconv/_pool*.py have checked the arguments; arrays are flat views of C-contiguous ones. A
-prange runs over parts of the output (of the gradient of x in the backward passes); a part owns its rows, or planes, and the
-order in which an element is summed does not depend on the parts. Scratch: some lines a thread. Reference: cyconv/_reference_pool.py.
+prange runs over parts of the output (of the gradient of x in the backward passes); a part owns its strips of rows, or planes, and
+what is computed of a strip does not depend on the parts. Scratch: some lines a thread. Reference: cyconv/_reference_pool.py.
 """
 from cython.parallel cimport prange, threadid
 
@@ -13,9 +13,9 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from simd cimport real, LANES, vec, load, store, splat, zip_low, zip_high, slide, slide_back
+from simd cimport real, LANES, HAS_MASKS, vec, load, store, splat, zip_low, zip_high, slide, slide_back
 from mask cimport mask, greater, equal, is_nan, either, both, pick, any, larger, first_of, split, join, fetch, at, put, find_first
-from mask cimport lanes_within, load_set_or, store_set, ordinary, opaque, prefetch
+from mask cimport lanes_within, load_set_or, store_set, add_where, quotient, not_all, opaque, prefetch, AHEAD, CAN_SLIDE, slide_by
 from scratch cimport take, address
 
 cdef enum:
@@ -43,6 +43,8 @@ cdef struct Work:
     const int64_t *indices
     int64_t *indices_out
     real *out           # the result: maxima, averages or the gradient of x
+    Py_ssize_t rows     # of a plane of the result, and how many strips they are cut into: an element is computed in the same
+    Py_ssize_t strips   # way whatever the parts are
     bint outside        # an index lies outside its plane
 
 include "window.pxi"
@@ -89,9 +91,9 @@ cdef Py_ssize_t divide(const Pool *p, const Work *w, Scratch *s, char *memory) n
 
 
 cdef void run_part(Work *w, const Pool *p, Py_ssize_t first, Py_ssize_t last, char *memory) noexcept nogil:
-    """Rows of the result, counted over all planes; rows of windows where these own the rows under them; or planes."""
+    """Strips of the result, counted over all planes; or planes."""
     cdef Scratch s
-    cdef Py_ssize_t end, start, rows = p.d.out * p.h.out if w.kind == INDICES else p.d.size * p.h.size
+    cdef Py_ssize_t i, plane, row, low, high, end = last // w.strips * w.rows + last % w.strips * p.strip
     if w.kind >= SCATTER:
         if scatter_planes(w, p, first, last):
             w.outside = True        # by whichever thread: it is never set back
@@ -100,18 +102,22 @@ cdef void run_part(Work *w, const Pool *p, Py_ssize_t first, Py_ssize_t last, ch
         whole_planes(w, p, first, last)
         return
     divide(p, w, &s, memory)
-    if w.kind == MAX_FORWARD:
-        combine_part(MAX, w, p, &s, first, last)
-    elif w.kind == AVERAGE_FORWARD:
-        combine_part(SUM, w, p, &s, first, last)
-    while first < last and w.kind >= INDICES:
-        start = first // rows * rows
-        end = min(min(last - start, rows), (first - start) // p.strip * p.strip + p.strip)
-        if w.kind == INDICES:
-            find_indices(w, p, &s, first, start + end, w.indices_out)
-        elif small_windows(w, p, first // rows, first - start, end):
-            backward_strip(w, p, &s, first // rows, first - start, end)
-        first = start + end
+    if w.kind < INDICES and not p.small:
+        row = first // w.strips * w.rows + first % w.strips * p.strip
+        if w.kind == MAX_FORWARD:
+            combine_part(MAX, w, p, &s, row, end)
+        else:
+            combine_part(SUM, w, p, &s, row, end)
+        return
+    for i in range(first, last):
+        plane = i // w.strips
+        low = i % w.strips * p.strip
+        high = min(low + p.strip, w.rows)
+        if w.kind == INDICES or small_windows(w, p, plane, low, high):
+            if w.kind > INDICES:
+                backward_strip(w, p, &s, plane, low, high)
+            else:
+                find_indices(w, p, &s, plane * w.rows + low, plane * w.rows + high, w.indices_out)
 
 
 def run(int kind, object[const real, ndim=1, mode="c"] x, object[const real, ndim=1, mode="c"] grad_out,
@@ -121,7 +127,7 @@ def run(int kind, object[const real, ndim=1, mode="c"] x, object[const real, ndi
     cdef Pool p
     cdef Work w
     cdef Scratch s
-    cdef Py_ssize_t part, parts = 1, size, rows = planes
+    cdef Py_ssize_t part, parts = 1, strips, size
     cdef int most
     cdef double elements
     cdef bytearray block
@@ -134,23 +140,26 @@ def run(int kind, object[const real, ndim=1, mode="c"] x, object[const real, ndi
     w.indices = &indices[0] if indices is not None else NULL
     w.indices_out = &indices_out[0] if indices_out is not None else NULL
     w.out = &out[0]
+    w.rows = w.strips = 1
     if kind < SCATTER and not p.whole:
-        rows *= p.d.out * p.h.out if kind <= INDICES else p.d.size * p.h.size
+        w.rows = p.d.out * p.h.out if kind <= INDICES else p.d.size * p.h.size
+        w.strips = (w.rows + p.strip - 1) // p.strip
+    strips = planes * w.strips
     elements = <double>planes * (p.in_plane + p.out_plane)
     most = 1 if elements < 2 * ELEMENTS_PER_THREAD else threads()
-    most = useful_threads(elements, ELEMENTS_PER_THREAD, rows, most)
+    most = useful_threads(elements, ELEMENTS_PER_THREAD, strips, most)
     if most > 1:
-        parts = min(rows, most * PARTS_PER_THREAD)
+        parts = min(strips, most * PARTS_PER_THREAD)
     size = divide(&p, &w, &s, NULL)
     block = take(scratch, <double>most * size)
     arena = <char *>address(block)
     if elements < ELEMENTS_UNDER_GIL:
-        run_part(&w, &p, 0, rows, arena)
+        run_part(&w, &p, 0, strips, arena)
     elif parts == 1:
         with nogil:
-            run_part(&w, &p, 0, rows, arena)
+            run_part(&w, &p, 0, strips, arena)
     else:
         for part in prange(parts, num_threads=ready(most), schedule="dynamic", nogil=True):
-            run_part(&w, &p, rows * part // parts, rows * (part + 1) // parts, arena + threadid() * size)
+            run_part(&w, &p, strips * part // parts, strips * (part + 1) // parts, arena + threadid() * size)
     scratch.append(block)
     return w.outside

@@ -109,26 +109,18 @@ cdef inline vec finish(int op, const Pool *p, vec acc, Py_ssize_t ox, real facto
     return acc * splat(p.scale) if p.scale != 0 else acc / (load(p.cells_w + ox) * splat(factor))
 
 
-cdef inline Py_ssize_t behind(int shape, const Pool *p, Py_ssize_t k) noexcept nogil:
-    """Which element of its phase tap k of output 0 is. A usual p.shape is a constant, otherwise it is 100 * phases."""
-    return (k + 12 - shape % 10) // (shape // 100) - 12 // (shape // 100) if shape % 100 else p.behind[k]
-
-
-cdef inline bint combine_taps(int op, int shape, const Pool *p, Py_ssize_t count, const real *line, real *out, real *places_to,
+cdef inline bint finish_lines(int op, const Pool *p, Py_ssize_t count, const real *line, real *out, real *places_to,
                               real factor, const real *end) noexcept nogil:
     """Combine along w to rows of outputs. SEARCH: to lines, and returns whether a result is -inf."""
-    cdef Py_ssize_t i, j, k, OW = p.w.out, taps = shape // 10 % 10 if shape % 100 else p.w.window
-    cdef Py_ssize_t known[10]   # what no store can change
+    cdef Py_ssize_t i, j, k, OW = p.w.out, taps = p.w.window
     cdef vec acc, tap, v
     cdef mask least = is_nan(splat(0))
-    for k in range(taps if shape % 100 else 0):
-        known[k] = p.start[k]
     for i in range(count):
         for j from 0 <= j < OW by LANES:
-            acc = at(line + j + (known[0] if shape % 100 else p.start[0]), behind(shape, p, 0))
+            acc = at(line + j + p.start[0], p.behind[0])
             tap = splat(0)
             for k in range(1, taps):
-                v = at(line + j + (known[k] if shape % 100 else p.start[k]), behind(shape, p, k))
+                v = at(line + j + p.start[k], p.behind[k])
                 if op == SEARCH:
                     tap = pick(greater(v, acc), splat(<real>k), tap)
                 acc = combine(op, acc, v)
@@ -142,14 +134,3 @@ cdef inline bint combine_taps(int op, int shape, const Pool *p, Py_ssize_t count
         out += p.outputs if op == SEARCH else OW
         places_to += p.outputs
     return any(least)
-
-
-cdef inline bint finish_lines(int op, const Pool *p, Py_ssize_t count, const real *lines, real *out, real *places_to, real factor,
-                              const real *end) noexcept nogil:
-    if p.shape == 131:
-        return combine_taps(op, 131, p, count, lines, out, places_to, factor, end)
-    if p.shape == 152:
-        return combine_taps(op, 152, p, count, lines, out, places_to, factor, end)
-    if p.shape == 231:
-        return combine_taps(op, 231, p, count, lines, out, places_to, factor, end)
-    return combine_taps(op, 100, p, count, lines, out, places_to, factor, end)

@@ -5,14 +5,13 @@ cdef struct Axis:
 
 
 cdef enum:
-    HEADER = 35         # numbers before the tables
+    HEADER = 34         # numbers before the tables
 
 
 cdef struct Pool:
     Axis d, h, w
     Py_ssize_t rows             # the most rows under a window
     Py_ssize_t phases           # the stride along w, 1 to 3, or 0: windows are taken one by one
-    Py_ssize_t shape            # 100 * phases, plus 10 * window + before if there is no dilation and these are digits
     Py_ssize_t pitch, base      # elements of one phase of a line, and where in it column 0 lies
     Py_ssize_t line, block      # elements of a line, and lines that are filled at a time
     Py_ssize_t outputs, ahead   # elements of a line of outputs, and where in it the first lies
@@ -20,7 +19,7 @@ cdef struct Pool:
     Py_ssize_t whole            # one window, the whole plane
     Py_ssize_t direct           # windows tile a row: their taps along w are the phases, 2 or 3, and there is no padding
     Py_ssize_t seamless         # rows of windows follow each other at the same distance from one plane to the next
-    Py_ssize_t small            # window and stride along h and w as four digits, 0 unless pool_small.pxi may know them
+    Py_ssize_t small            # window and stride along h and w as four digits, 0 unless pool_small.pxi knows them
     Py_ssize_t in_plane, out_plane  # elements of a plane of the input, and of the output
     const Py_ssize_t *start     # [w.window] where in a line the phase of a tap lies,
     const Py_ssize_t *behind    # and where behind that output 0 reads it

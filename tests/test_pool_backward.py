@@ -138,6 +138,7 @@ LARGE = [((1, 1, 300, 301), 4), ((5, 7, 57, 65), 3), ((2, 40, 32, 32), 2), ((1, 
 @pytest.mark.parametrize(("shape", "scale"), LARGE)
 def test_result_is_bitwise_independent_of_threads(rng, dtype, shape, scale, kernel, parameters):
     x = random(rng, shape, dtype)
+    x[-1, -1, shape[2] // 3, 20] = np.nan  # what is near it is computed in another way
     grad_out = random(rng, cyconv.max_pool2d(x, kernel, **parameters).shape, dtype)
 
     def results():
