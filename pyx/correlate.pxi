@@ -23,7 +23,8 @@ cdef struct Phase:
     bint exact                  # vectors cross from row to row
     bint masked                 # lanes that leave their row are cleared
     Py_ssize_t room             # for them before and after the strip
-    Py_ssize_t edges            # where, for each tap, the lanes that do not are marked in the scratch
+    Py_ssize_t edges            # where, for each tap, the columns that stay are marked in the scratch
+    Py_ssize_t masks, mask_pitch    # and the lanes of each vector of a strip
     Py_ssize_t pitch, plane
     Py_ssize_t strip            # where its strip begins in the scratch
     Py_ssize_t steps
@@ -58,7 +59,6 @@ cdef struct Pass:
     bint packed                 # what a row block needs of `a` is copied together
     Py_ssize_t panel            # where it begins in the scratch
     Py_ssize_t panel_row, panel_channel     # its strides, in place of row_step and channel_step
-    Py_ssize_t masks            # where those of a tile begin in the scratch
     Py_ssize_t tail             # the last pixels, which steps in the lanes take
     Py_ssize_t columns          # where what they read begins in the scratch
     Py_ssize_t column_pitch     # between two of them
@@ -76,7 +76,7 @@ cdef inline Py_ssize_t portion(Py_ssize_t i, Py_ssize_t n, Py_ssize_t parts) noe
 
 cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
     cdef Phase *phase
-    cdef Py_ssize_t i, widest = 0
+    cdef Py_ssize_t i
     p.strips = strips
     p.strip_rows = ceil_div(p.y.extent, strips)
     p.scratch = 0
@@ -85,8 +85,10 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
         phase = p.phases + i
         phase.plane = p.y.size * phase.x.size if p.in_place else padded_plane(total_length(&p.y) * phase.pitch)
         phase.edges = p.scratch
-        widest = max(widest, phase.x.taps if phase.masked else 0)
         p.scratch += padded_plane(phase.x.taps * (phase.x.extent + LANES)) if phase.masked else 0
+        phase.masks = p.scratch
+        phase.mask_pitch = ceil_div(p.strip_rows * phase.x.extent, LANES)
+        p.scratch += padded_plane(phase.x.taps * phase.mask_pitch) if phase.masked else 0
         # Room for a vector that begins at the last element, and for what a mask clears.
         phase.strip = p.scratch + phase.room
         p.scratch += 2 * phase.room + LANES
@@ -101,8 +103,6 @@ cdef void plan_strips(Pass *p, Py_ssize_t strips) noexcept nogil:
             p.panel_row = p.row_step
             p.panel_channel = MR * p.row_step
             p.scratch += padded_plane(p.block_channels * p.panel_channel)
-    p.masks = p.scratch
-    p.scratch += widest * MAX_VECTORS
     p.columns = p.scratch
     p.column_pitch = ceil_div(p.block_channels * p.channel_step, LANES) * LANES
     p.scratch += p.column_pitch * p.tail
@@ -147,7 +147,7 @@ cdef void fill_steps(Pass *p, Phase *phase, Py_ssize_t taps_of_step) noexcept no
                 phase.step_a[phase.steps] = c * channel_step + p.y.index[i] + phase.x.index[j]
                 phase.step_b[phase.steps] = ((c * phase.x.segments + phase.x.segment[j]) * phase.plane
                                              + row * phase.pitch + phase.x.offset[j])
-                phase.step_mask[phase.steps] = j * MAX_VECTORS
+                phase.step_mask[phase.steps] = j * phase.mask_pitch
                 phase.steps += 1
 
 
@@ -265,29 +265,35 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
             fill_steps(p, phase, 0)
 
 
-cdef void mark_edges(const Phase *phase, real *edges) noexcept nogil:
+cdef void fill_masks(const Phase *phase, real *edges, mask *masks) noexcept nogil:
     """For each tap 1 in the columns, and those of the row that follows, for which it reads an element of the strip's row."""
-    cdef Py_ssize_t i, x
+    cdef Py_ssize_t i, x, v, step = LANES % phase.x.extent
     for i in range(phase.x.taps):
         for x in range(phase.x.extent + LANES):
             edges[x] = 0 <= x % phase.x.extent + phase.x.offset[i] < phase.x.extent
+        x = 0
+        for v in range(phase.mask_pitch):
+            masks[v] = greater(load(edges + x), splat(0))
+            x += step if x + step < phase.x.extent else step - phase.x.extent
         edges += phase.x.extent + LANES
+        masks += phase.mask_pitch
 
 
 cdef void run_block(const Pass *p, const Phase *phase, Tile *t, real *out, Py_ssize_t out_row, Py_ssize_t out_y,
-                    Py_ssize_t rows, Py_ssize_t strip_rows, const real *edges, const real *columns) noexcept nogil:
+                    Py_ssize_t rows, Py_ssize_t strip_rows, const mask *masks, const real *columns) noexcept nogil:
     """All pixels of the strip for one block of rows; out[row * out_row + oy * out_y + ox]."""
     cdef Py_ssize_t extent = phase.x.extent
     cdef Py_ssize_t pixels = strip_rows * extent - p.tail
     cdef Py_ssize_t row_vectors = ceil_div(extent, LANES)
     cdef Py_ssize_t vectors = ceil_div(pixels, LANES) if phase.exact else strip_rows * row_vectors
     cdef Py_ssize_t lanes[MAX_VECTORS]
-    cdef Py_ssize_t v = 0, n, i, j, y, x, end
+    cdef Py_ssize_t v = 0, n, j, y, x, end
     cdef bint partial
     t.out = out
     t.out_row = out_row
     while v < vectors:
         n = fitting_vectors(rows, vectors - v)
+        t.masks = masks + v
         partial = False
         for j in range(n):
             y = 0 if phase.exact else (v + j) // row_vectors
@@ -299,8 +305,6 @@ cdef void run_block(const Pass *p, const Phase *phase, Tile *t, real *out, Py_ss
             partial |= lanes[j] < LANES
             t.pixel[j] = y * phase.pitch + x
             t.out_pixel[j] = y * out_y + x
-            for i in range(phase.x.taps if phase.masked else 0):
-                t.masks[i * MAX_VECTORS + j] = greater(load(edges + i * (extent + LANES) + x % extent), splat(0))
         if partial:
             run_partial(t, rows, n, phase.masked, lanes)
         else:
@@ -499,7 +503,7 @@ cdef void run_tasks(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *scra
         return
     for i in range(p.phase_count):
         if p.phases[i].masked:
-            mark_edges(p.phases + i, scratch + p.phases[i].edges)
+            fill_masks(p.phases + i, scratch + p.phases[i].edges, <mask *>(scratch + p.phases[i].masks))
     while first < last:
         strip = first // p.row_blocks if p.row_blocks > 1 else first
         end = min(last, (strip + 1) * p.row_blocks)
@@ -527,7 +531,7 @@ cdef void fill_columns(const Pass *p, const real *strip, Py_ssize_t channels, co
     edges += pixel % phase.x.extent
     for k in range(steps):
         for j in range(p.tail):
-            if not phase.masked or edges[phase.step_mask[k] // MAX_VECTORS * (phase.x.extent + LANES) + j] > 0:
+            if not phase.masked or edges[phase.step_mask[k] // phase.mask_pitch * (phase.x.extent + LANES) + j] > 0:
                 columns[j * p.column_pitch + phase.step_a[k]] = strip[phase.step_b[k] + pixel + j]
 
 
@@ -572,7 +576,6 @@ cdef void run_strip(const Pass *p, Py_ssize_t strip, Py_ssize_t first_block, Py_
                 t.step_a = phase.step_a
                 t.step_b = phase.step_b
                 t.step_mask = phase.step_mask
-                t.masks = <mask *>(scratch + p.masks)
                 t.steps = phase.steps if channels == p.block_channels else phase.steps // p.block_channels * channels
                 t.b = source + y0 * phase.x.size if p.in_place else scratch + phase.strip
                 if p.staged:
@@ -590,4 +593,4 @@ cdef inline void run_rows(const Pass *p, const Phase *phase, Tile *t, real *out,
     if p.column:
         run_column_block(p, phase, t, out, out_row, out_y, rows, strip_rows)
     else:
-        run_block(p, phase, t, out, out_row, out_y, rows, strip_rows, scratch + phase.edges, scratch + p.columns)
+        run_block(p, phase, t, out, out_row, out_y, rows, strip_rows, <const mask *>(scratch + phase.masks), scratch + p.columns)

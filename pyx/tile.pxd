@@ -17,16 +17,17 @@ cdef enum:
 #
 # `a` is read one scalar at a time and broadcast, `b` one vector at a time. Preconditions: LANES elements can be read at
 # every b + pixel[j] + step_b[k] and written at every out + i * out_row + out_pixel[j], by nobody else at the same time.
-# Kinds: strided, where row[i] is i * row_step; masked, which is strided and takes only the lanes masks[step_mask[k] + j] of b, the
-# others as zero; or n > 0, where rows come in runs of n neighbours and row[i // n] says where a run begins. A row of its own each
-# is the slowest, as most of 14 addresses are reloaded at each step, and loads are what the loop is short of.
+# Kinds: strided, where row[i] is i * row_step; masked, which is strided, whose vectors follow each other from pixel[0] on and which takes
+# only the lanes masks[step_mask[k] + j] of b, the others as zero; or n > 0, where rows come in runs of n neighbours and row[i // n] says
+# where a run begins. A row of its own each is the slowest, as most of 14 addresses are reloaded at each step, and loads are what the
+# loop is short of. With the intrinsic of a masked load the compiler would store the sums at each step.
 cdef struct Tile:
     const real *a
     const real *b
     const Py_ssize_t *step_a
     const Py_ssize_t *step_b
     const Py_ssize_t *step_mask
-    mask *masks
+    const mask *masks
     Py_ssize_t steps
     Py_ssize_t row_step
     Py_ssize_t row[MR]
@@ -45,6 +46,7 @@ cdef inline void tile(const int rows, const int vectors, const int kind, const T
     cdef vec vector[MAX_VECTORS]
     cdef const real *a
     cdef const real *b
+    cdef const real *first = t.b + (t.pixel[0] if kind == MASKED else 0)
     cdef real *out = t.out      # read once: stores might alias t
     cdef Py_ssize_t out_row = t.out_row
     cdef Py_ssize_t out_pixel[MAX_VECTORS]
@@ -59,11 +61,12 @@ cdef inline void tile(const int rows, const int vectors, const int kind, const T
             acc[i][j] = splat(t.bias[i] if t.bias != NULL else 0)
     for k in range(t.steps):
         a = t.a + t.step_a[k]
-        b = t.b + t.step_b[k]
+        b = first + t.step_b[k]
         for j in range(vectors):
-            vector[j] = load(b + t.pixel[j])
             if kind == MASKED:
-                vector[j] = pick(t.masks[t.step_mask[k] + j], vector[j], splat(0))
+                vector[j] = pick(t.masks[t.step_mask[k] + j], load(b + j * LANES), splat(0))
+            else:
+                vector[j] = load(b + t.pixel[j])
         for i in range(rows):
             scalar = splat(a[t.row[i // kind] + i % kind if kind > 0 else i * row_step])
             for j in range(vectors):
