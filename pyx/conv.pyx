@@ -11,14 +11,14 @@ from cython.parallel cimport prange
 
 from cyconv._runtime cimport ready, useful_threads
 from libc.string cimport memset
-from mask cimport mask, greater, load_first_or_zero, store_first
+from mask cimport mask, greater, is_nan, any, lanes_within, load_set, load_first_or_zero, store_first, fetch, put, prefetch, slide_by, \
+    CAN_SLIDE, opaque, held
 from simd cimport REGISTERS, real, vec, LANES, HAS_MASKS, TAIL_PIXELS, TAIL_ROWS, MR, MR3, load, store, splat, vrelu, lane_sum, \
-    zip_low, zip_high, transpose
+    lane_sums, zip_low, zip_high, even, odd, transpose
 from scratch cimport take, address
 from strip cimport Axis, plan_segments, plan_exact, plan_copy, segment_base, total_length, longest_segment, copy_strip, copy_run, \
     padded_plane, plan_runs, ceil_div, STRIP_BYTES
 from dot cimport Dot, dot_taps, DOT_TAPS
-from plane cimport Plane, PLANE_ROWS, MAX_SIZE, has_square, has_pair, square_sizes, run_pair_sizes, add_dot_square
 from tile cimport Tile, Column, tile_rows, tail_pixels, column_taps, tile_runs, fitting_vectors, STRIDED, MASKED, MAX_VECTORS, COLUMN_TAPS
 
 
@@ -47,18 +47,7 @@ cdef void run_column(int taps, const Column *t) noexcept nogil:
     column_taps(taps, t)
 
 
-cdef void run_square(int size, int stride, const Plane *t) noexcept nogil:
-    square_sizes(False, size, stride, t, NULL)
-
-
-cdef void run_pair(int height, int even_taps, int odd_taps, const Plane *t) noexcept nogil:
-    run_pair_sizes(height, even_taps, odd_taps, t)
-
-
-cdef void run_dot_square(int size, int stride, const Plane *t, real *sums) noexcept nogil:
-    add_dot_square(size, stride, t, sums)
-
-
+include "plane.pxi"
 include "correlate.pxi"
 include "weight.pxi"
 
@@ -140,9 +129,15 @@ cdef bint nan_in_corners(const Pass *p) noexcept nogil:
 
     The strip's zeros stand for taps that are not there, and a weight that is inf or NaN makes NaN of them. A tap that is
     ever in the padding is there in one of these two pixels, so finite corners say that no weight did so anywhere.
+    Planes leave out the rows outside, and with them taps of the corners: there all weights are looked at.
     """
+    cdef vec zeros = splat(0)
     cdef Py_ssize_t _m, i, last
     cdef const real *out = p.out
+    if p.planes:
+        for i from 0 <= i < p.groups * p.a_group by LANES:
+            zeros = zeros + splat(0) * fetch(p.a + i, p.groups * p.a_group - i, 0)
+        return any(is_nan(zeros))
     for _m in range(p.groups * p.rows):
         for i in range(p.phase_count):
             last = (p.y.extent - 1) * p.out_y + (p.phases[i].x.extent - 1) * p.phase_count + i

@@ -13,7 +13,6 @@
 cdef enum:
     COLUMN_MAX_ROWS = 1         # output channels of a group up to which the column tile is the faster one
     MAX_WEIGHT_IN_PLACE = 1 << 20   # bytes; 64 and 256 KB are no faster (race.py, Zen 5)
-    CACHED_BYTES = 1 << 20      # of an array whose planes are read with masks, as they are in the cache; not tuned
     TAIL_STEPS = 64             # for which a pixel of the tail pays
     BLOCK_STEPS = 600           # summed at once, so that a row block's part of `a` stays in cache; twice as many in a single strip
 
@@ -50,7 +49,7 @@ cdef struct Pass:
     # the plan
     bint in_place               # the source itself serves as strip
     bint column                 # the column tile
-    bint planes                 # all of it is done by plane.pxd
+    bint planes                 # all of it is done by plane.pxi
     bint pair                   # and that is two phases at once
     bint staged                 # results are computed in scratch, then spread over the rows of out
     Py_ssize_t strips, strip_rows, row_blocks, tasks
@@ -178,13 +177,12 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     """Choose tile, strips and tasks, fill the step tables: 3 * channels * taps of y * taps of x of all phases."""
     cdef Phase *phase = p.phases
     cdef Py_ssize_t i, taps, strips, most, blocks, fit, pixels
-    cdef Plane plane
     p.pair = is_pair(p)
     p.planes = p.pair or p.rows * p.channels * p.phase_count == 1 and is_square(&p.y, &phase.x)
     p.strips = 1
     if p.planes:
-        p.scratch = set_plane(&plane, p.source, 1, &p.y, &phase.x, &p.phases[p.phase_count - 1].x, NULL)
-        p.strips = even_strips(p, p.images * p.groups, ceil_div(p.y.extent, PLANE_ROWS), threads)
+        p.scratch = 0
+        p.strips = even_strips(p, p.images * p.groups, ceil_div(p.y.extent, MAX_SIZE), threads)
         p.tasks = p.images * p.groups * p.strips
         return
     plan_segments(&p.y, 1)
@@ -354,34 +352,26 @@ cdef bint follow_each_other(const Axis *axis) noexcept nogil:
 
 
 cdef bint is_square(const Axis *y, const Axis *x) noexcept nogil:
-    """Whether plane.pxd has the window."""
+    """Whether plane.pxi has the window."""
     return y.taps == x.taps and y.step == x.step and has_square(y.taps, y.step) and follow_each_other(y) and follow_each_other(x)
 
 
 cdef bint is_pair(const Pass *p) noexcept nogil:
-    """Whether plane.pxd has the two phases."""
+    """Whether plane.pxi has the two phases."""
     cdef const Axis *x = &p.phases[0].x
     cdef const Axis *odd_x = &p.phases[1].x
     return (p.phase_count == 2 and p.rows * p.channels == 1 and has_pair(p.y.taps, x.taps, odd_x.taps)
             and follow_each_other(&p.y) and follow_each_other(x) and follow_each_other(odd_x))
 
 
-cdef Py_ssize_t set_plane(Plane *t, const real *source, Py_ssize_t planes, const Axis *y, const Axis *x, const Axis *odd_x,
-                          const real *zeros) noexcept nogil:
-    """What the planes of an array have in common. Returns how many zeros there must be; without them that is all."""
-    cdef Py_ssize_t last = max((x.extent - 1) * x.step + x.start[0] + x.taps, (odd_x.extent - 1) * x.step + odd_x.start[0] + odd_x.taps)
-    t.begin = source
-    t.end = source + planes * y.size * x.size
+cdef void set_plane(Plane *t, const Axis *y, const Axis *x) noexcept nogil:
+    """What the planes of an array have in common."""
     t.height = y.size
     t.width = x.size
     t.left = -x.start[0]
-    t.odd_left = -odd_x.start[0]
-    t.before = max(<Py_ssize_t>0, max(t.left, t.odd_left))
-    t.after = max(<Py_ssize_t>0, last - x.size) + (2 * x.step + 1) * LANES
-    t.zeros = zeros + t.before
-    t.whole = planes * y.size * x.size * <Py_ssize_t>sizeof(real) > CACHED_BYTES
     t.out_width = x.extent
-    return t.before + max(x.size, x.extent) + t.after
+    t.start = 0
+    t.relu = False
 
 
 cdef inline void set_rows(Plane *t, const Axis *y, Py_ssize_t y0, Py_ssize_t rows) noexcept nogil:
@@ -404,7 +394,7 @@ cdef inline void gather(real *to, const real *a, const Py_ssize_t *index, Py_ssi
         to[i] = a[index[i]]
 
 
-cdef void run_planes(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *zeros) noexcept nogil:
+cdef void run_planes(const Pass *p, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     """The tasks first..last, if each is a channel's strip."""
     cdef const Axis *x = &p.phases[0].x
     cdef const Axis *odd_x = &p.phases[p.phase_count - 1].x
@@ -415,8 +405,7 @@ cdef void run_planes(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *zer
     cdef Plane t
     find_taps(&p.y, x, index)
     find_taps(&p.y, odd_x, odd_index)
-    memset(zeros, 0, p.scratch * sizeof(real))
-    set_plane(&t, p.source, p.images * p.groups, &p.y, x, odd_x, zeros)
+    set_plane(&t, &p.y, x)
     t.relu = p.relu
     t.out_y = p.out_y
     t.out_width += odd_x.extent if p.pair else 0
@@ -427,14 +416,15 @@ cdef void run_planes(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *zer
         set_rows(&t, &p.y, y0, portion(task - plane * p.strips + 1, p.y.extent, p.strips) - y0)
         t.source = p.source + plane * t.height * t.width
         t.out = p.out + plane * p.out_plane + y0 * p.out_y
-        t.start = p.bias[group] if p.bias != NULL else 0
+        if p.bias != NULL:
+            t.start = p.bias[group]
         a = p.a + group * p.a_group
         gather(t.taps, a, index, p.y.taps * x.taps)
         if p.pair:
             gather(t.odd_taps, a, odd_index, p.y.taps * odd_x.taps)
-            run_pair(<int>p.y.taps, <int>x.taps, <int>odd_x.taps, &t)
+            run_pair(p.y.taps, x.taps, odd_x.taps, &t)
         else:
-            run_square(<int>p.y.taps, <int>p.y.step, &t)
+            run_square(p.y.taps, p.y.step, &t)
 
 
 cdef void run_column_block(const Pass *p, const Phase *phase, const Tile *t, real *out, Py_ssize_t out_row,
@@ -499,7 +489,7 @@ cdef void run_tasks(const Pass *p, Py_ssize_t first, Py_ssize_t last, real *scra
     cdef Py_ssize_t strip, end, i
     cdef bint clear = True
     if p.planes:
-        run_planes(p, first, last, scratch)
+        run_planes(p, first, last)
         return
     for i in range(p.phase_count):
         if p.phases[i].masked:

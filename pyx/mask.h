@@ -132,22 +132,30 @@ static inline vec load_at(const real *p, Py_ssize_t n) {
 #endif
 }
 
-/* The n-th to the last lane of a and the first n of b; n is at most 4 where that is faster than to load them, otherwise 2. */
+/* The n-th to the last lane of a and the first n of b; n is at most 6 where that is faster than to load them, otherwise 2. */
 enum { CAN_SLIDE = VECTOR_BYTES == 64 };
+static inline vec slide_by(int n, vec a, vec b) {
 #if VECTOR_BYTES == 64
 #define SLIDE(n) (vec)CAT(_mm512_alignr_, INTEGERS)((__m512i)b, (__m512i)a, n)
-static inline vec slide_by(int n, vec a, vec b) { return n == 0 ? a : n == 1 ? SLIDE(1) : n == 2 ? SLIDE(2) : n == 3 ? SLIDE(3) : SLIDE(4); }
+    if (n > 2) return n == 3 ? SLIDE(3) : n == 4 ? SLIDE(4) : n == 5 ? SLIDE(5) : SLIDE(6);
 #else
 #define SLIDE(n) (vec)SHUFFLE(a, b, EACH(NEXT, n))
-static inline vec slide_by(int n, vec a, vec b) { return n == 0 ? a : n == 1 ? SLIDE(1) : SLIDE(2); }
 #endif
+    return n == 0 ? a : n == 1 ? SLIDE(1) : SLIDE(2);
+}
 
-/* The compiler forgets what it knows of n pointers, or of n: it would otherwise keep, and advance, many pointers in
- * registers in place of one index. Sums that live longer than one pass of a loop stay in registers only with `opaque`. */
-#define forget(pointers, n) __asm__ volatile("" : "+m"(*(const real *(*)[n])(pointers)))
+/* The compiler forgets what it knows of n. Sums that live longer than one pass of a loop stay in registers only with it. */
 static inline Py_ssize_t opaque(Py_ssize_t n) {
     __asm__("" : "+r"(n));
     return n;
+}
+
+/* A vector in a register. Of one that is used a few times the compiler might otherwise make as many loads, or keep it in memory. */
+static inline vec held(vec v) {
+#if defined(__SSE2__)
+    __asm__("" : "+v"(v));
+#endif
+    return v;
 }
 
 /* n <= 3 vectors of consecutive elements to those of index 0, 1, 2 modulo n, and back. Of three, what is in the first two

@@ -19,7 +19,6 @@ cdef extern from "mask.h" nogil:
     vec load_set(const real *p, mask set) noexcept
     vec load_set_or(const real *p, mask set, vec rest) noexcept
     void store_set(real *p, vec v, mask set) noexcept
-    vec keep(vec v, mask m) noexcept
     vec add_where(mask m, vec a, vec b) noexcept
     vec pick(mask m, vec a, vec b) noexcept
     vec larger(vec a, vec b) noexcept
@@ -33,8 +32,8 @@ cdef extern from "mask.h" nogil:
     void split "split_by"(int n, vec *v) noexcept
     void join "join_by"(int n, vec *v) noexcept
     void prefetch "__builtin_prefetch"(const real *p) noexcept
-    void forget(const real **pointers, int n) noexcept
     Py_ssize_t opaque(Py_ssize_t n) noexcept
+    vec held(vec v) noexcept
 
 
 cdef enum:

@@ -6,7 +6,7 @@
 # from a copy of grad_out transposed to [pixel][channel] in panels. The sums grow in scratch as [tap][channel] and are
 # transposed at the end. A 1x1 kernel of stride 1 reads x where it lies, or, if x has fewer channels, transposes x and
 # reads grad_out where it lies. Where the output channels of a group leave most lanes empty, dot.pxd's tile has pixels in the
-# lanes instead, or plane.pxd's for the windows that it has, and reads grad_out where it lies.
+# lanes instead, or plane.pxi's for the windows that it has, and reads grad_out where it lies.
 #
 # The images' strips ("units") are cut into `splits` runs and the input channels into `chunks`; a task is one of each for
 # one group. Both counts follow from shapes alone, and a task adds its units in order, so the result does not depend on
@@ -34,7 +34,7 @@ cdef struct WeightPass:
     Py_ssize_t *step_b
     Py_ssize_t *tap             # [taps] offset in the strip's channel
     bint dot                    # lanes are pixels
-    bint square                 # dot.pxd's place is taken by plane.pxd; there is no strip, only a row of zeros
+    bint square                 # dot.pxd's place is taken by plane.pxi
     Py_ssize_t run_step         # between the taps of a run in the weight
     bint in_place               # the source itself serves as strip
     bint swapped                # source and grad_out have changed places, so that the smaller one is transposed
@@ -46,10 +46,7 @@ cdef inline Py_ssize_t panel_elements(const WeightPass *p) noexcept nogil:
 
 
 cdef inline Py_ssize_t weight_strip_elements(const WeightPass *p) noexcept nogil:
-    cdef Plane plane
-    if p.in_place:
-        return 0
-    return set_plane(&plane, p.source, 1, &p.y, &p.x, &p.x, NULL) if p.square else p.chunk_channels * p.x.segments * p.plane
+    return 0 if p.in_place or p.square else p.chunk_channels * p.x.segments * p.plane
 
 
 cdef inline Py_ssize_t sum_elements(const WeightPass *p) noexcept nogil:
@@ -121,7 +118,7 @@ cdef void fill_weight_tables(WeightPass *p, Py_ssize_t *tables) noexcept nogil:
 
 cdef void add_dots(const WeightPass *p, real *sums, const real *source, const real *strip, const real *grad_out,
                    Py_ssize_t channels, Py_ssize_t y0, Py_ssize_t strip_rows) noexcept nogil:
-    """Add one unit's products to the sums [output channel][input channel][tap] with the tile of dot.pxd or plane.pxd."""
+    """Add one unit's products to the sums [output channel][input channel][tap] with the tile of dot.pxd or plane.pxi."""
     cdef Dot t
     cdef Plane plane
     cdef real part[DOT_TAPS]
@@ -130,7 +127,7 @@ cdef void add_dots(const WeightPass *p, real *sums, const real *source, const re
     t.height = strip_rows
     t.width = p.x.extent
     t.pitch = p.pitch
-    set_plane(&plane, p.source, p.images * p.groups * p.channels, &p.y, &p.x, &p.x, strip)
+    set_plane(&plane, &p.y, &p.x)
     set_rows(&plane, &p.y, y0, strip_rows)
     for f in range(p.rows):
         plane.grad_out = t.grad_out = grad_out + f * p.y.extent * p.x.extent
@@ -138,7 +135,7 @@ cdef void add_dots(const WeightPass *p, real *sums, const real *source, const re
             sums_fc = sums + (f * channels + c) * p.y.taps * p.x.taps
             if p.square:
                 plane.source = source + c * plane.height * plane.width
-                run_dot_square(<int>p.y.taps, <int>p.y.step, &plane, sums_fc)
+                add_dot_square(p.y.taps, p.y.step, &plane, sums_fc)
                 continue
             for i in range(p.y.taps):
                 if p.y.run[i] == 0:
@@ -229,8 +226,6 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, bint first, real
         source = p.source + ((n * p.groups + group) * p.channels + c0) * source_plane
         if not (p.square or p.in_place):
             copy_strip(strip, source, channels, source_plane, clear or p.strips > 1 or p.chunks > 1, &p.y, &p.x, y0, p.plane, p.pitch)
-        elif clear and p.square:
-            memset(strip, 0, weight_strip_elements(p) * sizeof(real))
         grad_out = p.grad_out + (n * p.groups + group) * p.rows * out_plane + y0 * p.x.extent
         t.accumulate = unit > split * units // p.splits
         clear = False
