@@ -16,7 +16,8 @@
 
 cdef enum:
     PANEL_VECTORS = 2
-    CHUNK_CHANNELS = 64         # grad_out is transposed once for so many input channels
+    CHUNK_CHANNELS = 64         # grad_out is transposed once for so many input channels, or more
+    CHUNK_BYTES = 1 << 18       # whose sums take so much
     MIN_TASKS = 8
     MAX_STEPS = 2048            # pixels summed in one chain, for accuracy; the chains' sums are added up
 
@@ -83,7 +84,8 @@ cdef void plan_weight(WeightPass *p) noexcept nogil:
         p.source, p.grad_out = p.grad_out, p.source
         p.rows, p.channels = p.channels, p.rows
         p.vectors = ceil_div(p.rows, LANES)
-    p.chunks = ceil_div(p.channels, CHUNK_CHANNELS)
+    p.chunk_channels = CHUNK_BYTES // (p.y.taps * p.x.taps * p.vectors * LANES * <Py_ssize_t>sizeof(real))
+    p.chunks = ceil_div(p.channels, max(<Py_ssize_t>CHUNK_CHANNELS, p.chunk_channels))
     p.chunk_channels = ceil_div(p.channels, p.chunks)
     plan_weight_strips(p, 1)
     while (p.strips < p.y.extent
