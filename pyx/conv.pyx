@@ -14,7 +14,7 @@ from libc.string cimport memset
 from mask cimport mask, greater, is_nan, any, lanes_within, load_set, load_first_or_zero, store_first, fetch, put, prefetch, slide_by, \
     CAN_SLIDE, opaque, held
 from simd cimport REGISTERS, real, vec, LANES, HAS_MASKS, TAIL_PIXELS, TAIL_ROWS, MR, MR3, load, store, splat, vrelu, lane_sum, \
-    lane_sums, zip_low, zip_high, even, odd, transpose
+    lane_sums, zip_low, zip_high, even, odd, transpose, transpose_vectors
 from scratch cimport take, address
 from strip cimport Axis, plan_segments, plan_exact, plan_copy, segment_base, total_length, longest_segment, copy_strip, copy_run, \
     padded_plane, plan_runs, ceil_div, STRIP_BYTES
