@@ -12,8 +12,8 @@
 # A 1x1 kernel of stride 1 has no strip: it reads x where it lies. Where the output channels of a group leave most lanes empty,
 # dot.pxd's tile has pixels in the lanes instead, or plane.pxi's for the windows that it has, and reads grad_out where it lies.
 #
-# The images' strips ("units") are cut into `splits` runs and the input channels, or the panels of taps, into `chunks`; a task is one of each for
-# one group. Both counts follow from shapes alone, and a task adds its units in order, so the result does not depend on
+# The images' strips ("units") are cut into `splits` runs and the input channels, or the panels of taps, into `chunks`; a task is
+# one of each for one group. Both counts follow from shapes alone, and a task adds its units in order, so the result does not depend on
 # the number of threads. With more than one split, each has a partial gradient of its own, added in order at the end.
 # Scratch of a thread: a strip of one chunk, the panels, the sums. Reference: cyconv/_reference.py.
 
@@ -188,8 +188,9 @@ cdef inline const real *tap_row(const WeightPass *p, const real *strip, Py_ssize
     return strip + c * p.x.segments * p.plane + p.tap[i - c * taps]
 
 
-cdef void fill_taps(const WeightPass *p, real *panels, const real *strip, Py_ssize_t first, Py_ssize_t taps, Py_ssize_t pixels) noexcept nogil:
-    """panels[block][pixel][lane] = what tap first + block * PANEL_VECTORS * LANES + lane reads, past the last the same as that."""
+cdef void fill_taps(const WeightPass *p, real *panels, const real *strip, Py_ssize_t first, Py_ssize_t taps,
+                    Py_ssize_t pixels) noexcept nogil:
+    """panels[block][pixel][lane] = what tap first + block * PANEL_VECTORS * LANES + lane reads, or the last tap."""
     cdef vec square[LANES]
     cdef const real *row[LANES]
     cdef Py_ssize_t v, i, y, x
