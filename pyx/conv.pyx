@@ -271,6 +271,9 @@ cdef void run_weight_share(const WeightPass *p, int part, int parts, real *memor
     cdef Py_ssize_t task, first = p.tasks * part // parts
     cdef Py_ssize_t strip = lines(sum_elements(p))
     cdef Py_ssize_t panels = strip + lines(weight_strip_elements(p))
+    if p.square:
+        run_weight_planes(p, first, p.tasks * (part + 1) // parts)
+        return
     for task in range(first, p.tasks * (part + 1) // parts):
         run_weight_task(p, task, task == first, memory, memory + strip, memory + panels)
 

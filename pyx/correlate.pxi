@@ -424,7 +424,7 @@ cdef void run_planes(const Pass *p, Py_ssize_t first, Py_ssize_t last) noexcept 
             gather(t.odd_taps, a, odd_index, p.y.taps * odd_x.taps)
             run_pair(p.y.taps, x.taps, odd_x.taps, &t)
         else:
-            run_square(p.y.taps, p.y.step, &t)
+            run_square(p.y.taps, p.y.step, &t, NULL)
 
 
 cdef void run_column_block(const Pass *p, const Phase *phase, const Tile *t, real *out, Py_ssize_t out_row,

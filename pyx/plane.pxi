@@ -46,6 +46,11 @@ cdef inline int per_line(const Shape *s) noexcept nogil:
     return s.vectors * (2 if s.odd_width else 1)
 
 
+cdef inline bint holds_constants(const Shape *s) noexcept nogil:
+    """Whether there are registers for the taps and the start."""
+    return REGISTERS == 32 and not s.dot and s.odd_width == 0 and s.height * s.width <= 9 and s.vectors < 4
+
+
 # Columns are read `group` at a time: with AVX-512 all of them, as a load that crosses a cache line is slower than a shift.
 cdef inline int group_size(const Shape *s) noexcept nogil:
     return s.width if CAN_SLIDE else s.stride
@@ -72,8 +77,12 @@ cdef inline void read_group(const int first, const Shape *s, const real *p, cons
             v[i + 1] = odd(a, b)
 
 
+cdef inline vec constant(const int i, const Shape *s, const vec *constants, const real *p) noexcept nogil:
+    return constants[i] if holds_constants(s) else splat(p[0])
+
+
 cdef inline void add_column(const int k, const int r, const Shape *s, const Plane *t, const real *p, const mask *sets, vec *v,
-                            vec *lines, vec *sums) noexcept nogil:
+                            const vec *constants, vec *lines, vec *sums) noexcept nogil:
     """What column k of a row of the plane, the r-th of those of a row of the output, gives to the sums."""
     cdef vec column[MAX_BLOCK]
     cdef vec tap
@@ -94,7 +103,7 @@ cdef inline void add_column(const int k, const int r, const Shape *s, const Plan
                 sums[ky * s.width + k] = sums[ky * s.width + k] + lines[i * s.vectors + j] * column[j]
             continue
         if k < s.even_width:
-            tap = splat(t.taps[ky * s.even_width + k])
+            tap = constant(ky * s.even_width + k, s, constants, &t.taps[ky * s.even_width + k])
             for j in range(s.vectors):
                 sums[i * per_line(s) + j] = sums[i * per_line(s) + j] + tap * column[j]
         if k >= s.width - s.odd_width:
@@ -104,16 +113,16 @@ cdef inline void add_column(const int k, const int r, const Shape *s, const Plan
 
 
 cdef inline void add_row(const int r, const Shape *s, const Plane *t, Py_ssize_t row, const real *p, const mask *sets,
-                         vec *lines, vec *sums) noexcept nogil:
+                         const vec *constants, vec *lines, vec *sums) noexcept nogil:
     cdef vec v[2 * MAX_BLOCK + 2]
     if 0 <= row < t.height:
-        add_column(0, r, s, t, p, sets, v, lines, sums)
-        add_column(1, r, s, t, p, sets, v, lines, sums)
-        add_column(2, r, s, t, p, sets, v, lines, sums)
-        add_column(3, r, s, t, p, sets, v, lines, sums)
-        add_column(4, r, s, t, p, sets, v, lines, sums)
-        add_column(5, r, s, t, p, sets, v, lines, sums)
-        add_column(6, r, s, t, p, sets, v, lines, sums)
+        add_column(0, r, s, t, p, sets, v, constants, lines, sums)
+        add_column(1, r, s, t, p, sets, v, constants, lines, sums)
+        add_column(2, r, s, t, p, sets, v, constants, lines, sums)
+        add_column(3, r, s, t, p, sets, v, constants, lines, sums)
+        add_column(4, r, s, t, p, sets, v, constants, lines, sums)
+        add_column(5, r, s, t, p, sets, v, constants, lines, sums)
+        add_column(6, r, s, t, p, sets, v, constants, lines, sums)
 
 
 cdef inline void store_line(const Shape *s, bint relu, real *out, Py_ssize_t left, vec *line) noexcept nogil:
@@ -138,25 +147,30 @@ cdef inline void store_line(const Shape *s, bint relu, real *out, Py_ssize_t lef
 cdef inline void block(const Shape *s, const Plane *t, Py_ssize_t x, Py_ssize_t left, vec *totals) noexcept nogil:
     """All rows of the block from x on; or (dot) add to the totals of `width` columns of taps, of which the first begins at -left."""
     cdef vec lines[MAX_LINES]
-    cdef vec products[MAX_DOTS]
+    cdef vec products[MAX_DOTS]     # which stay in registers, as the totals, of which there is the address, would not
     cdef mask sets[MAX_SIZE * (2 * MAX_BLOCK + 1)]
-    cdef Py_ssize_t at = x * s.stride - left, row = -t.top, y, out_x = 2 * x if s.odd_width else x
+    cdef Py_ssize_t skipped = 0 if s.dot else max(<Py_ssize_t>0, min(t.top // s.stride, <Py_ssize_t>s.lines - 1))   # that see nothing yet
+    cdef Py_ssize_t at = x * s.stride - left, row = skipped * s.stride - t.top, y, out_x = 2 * x if s.odd_width else x
     cdef Py_ssize_t height = t.out_height, out_width = t.out_width, width = t.width      # stores might alias t
     cdef const real *p = t.source + row * width + at
     cdef const real *grad_out = t.grad_out + out_x
     cdef real *out = t.out + out_x
     cdef bint relu = t.relu
+    cdef vec constants[10]
     cdef int i, n = load_count(s), count = s.lines * per_line(s)
     for i in range((s.width + group_size(s) - 1) // group_size(s) * n):
         y = at + i // n * group_size(s) + i % n * LANES
         sets[i] = lanes_within(-y, width - y)
+    for i in range(9 if holds_constants(s) else 0):
+        constants[i] = splat(t.taps[i])
+    constants[9] = splat(t.start)
     for i in range(count):
-        lines[i] = splat(t.start)
+        lines[i] = constants[9]
     for i in range(s.height * s.width if s.dot else 0):
         products[i] = splat(0)
-    for y in range(1 - s.lines, height):        # the row of the output that is finished then
+    for y in range(1 - s.lines + skipped, height):      # the row of the output that is finished then
         for i in range(count - per_line(s), count):
-            lines[i] = splat(t.start)
+            lines[i] = constant(9, s, constants, &t.start)
         if s.dot and y + s.lines <= height:
             for i in range(s.vectors - 1):
                 lines[count - s.vectors + i] = load(grad_out + i * LANES)
@@ -167,9 +181,9 @@ cdef inline void block(const Shape *s, const Plane *t, Py_ssize_t x, Py_ssize_t 
             grad_out += out_width
         for i in range(s.stride * s.vectors):
             prefetch(p + PLANE_AHEAD // <Py_ssize_t>sizeof(real) + i * LANES)
-        add_row(0, s, t, row, p, sets, lines, &products[0] if s.dot else &lines[0])
+        add_row(0, s, t, row, p, sets, constants, lines, &products[0] if s.dot else &lines[0])
         if s.stride == 2:
-            add_row(1, s, t, row + 1, p + width, sets, lines, &products[0] if s.dot else &lines[0])
+            add_row(1, s, t, row + 1, p + width, sets, constants, lines, &products[0] if s.dot else &lines[0])
         row += s.stride
         p += s.stride * width
         if y >= 0 and not s.dot:
@@ -220,16 +234,6 @@ cdef inline void windows(const int height, const int even_width, const int odd_w
         elif most >= 3 and n == 3: window_block(3, height, even_width, odd_width, stride, t, x)
         elif most >= 4 and n == 4: window_block(4, height, even_width, odd_width, stride, t, x)
         x += n * LANES
-
-
-cdef void run_square(Py_ssize_t size, Py_ssize_t stride, const Plane *t) noexcept nogil:
-    if stride == 1:
-        if size == 3: windows(3, 3, 0, 1, t)
-        elif size == 5: windows(5, 5, 0, 1, t)
-        else: windows(7, 7, 0, 1, t)
-    elif size == 3: windows(3, 3, 0, 2, t)
-    elif size == 5: windows(5, 5, 0, 2, t)
-    else: windows(7, 7, 0, 2, t)
 
 
 cdef inline void pair(const int even_taps, const int odd_taps, Py_ssize_t height, const Plane *t) noexcept nogil:
@@ -310,15 +314,22 @@ cdef inline void dot_plane(const int size, const int stride, const Plane *t, rea
     dot_group(6, size, stride, t, sums)
 
 
-cdef void run_dot(Py_ssize_t size, Py_ssize_t stride, const Plane *t, real *sums) noexcept nogil:
-    """The sums of all taps."""
+cdef inline void square(const int size, const int stride, const Plane *t, real *sums) noexcept nogil:
+    if sums == NULL:
+        windows(size, size, 0, stride, t)
+    else:
+        dot_plane(size, stride, t, sums)
+
+
+cdef void run_square(Py_ssize_t size, Py_ssize_t stride, const Plane *t, real *sums) noexcept nogil:
+    """All windows over the plane, or the sums of all taps."""
     if stride == 1:
-        if size == 3: dot_plane(3, 1, t, sums)
-        elif size == 5: dot_plane(5, 1, t, sums)
-        else: dot_plane(7, 1, t, sums)
-    elif size == 3: dot_plane(3, 2, t, sums)
-    elif size == 5: dot_plane(5, 2, t, sums)
-    else: dot_plane(7, 2, t, sums)
+        if size == 3: square(3, 1, t, sums)
+        elif size == 5: square(5, 1, t, sums)
+        else: square(7, 1, t, sums)
+    elif size == 3: square(3, 2, t, sums)
+    elif size == 5: square(5, 2, t, sums)
+    else: square(7, 2, t, sums)
 
 
 cdef real dot_tap(const Plane *t, Py_ssize_t stride, Py_ssize_t ky, Py_ssize_t kx) noexcept nogil:
@@ -334,15 +345,15 @@ cdef real dot_tap(const Plane *t, Py_ssize_t stride, Py_ssize_t ky, Py_ssize_t k
     return total
 
 
-cdef void add_dot_square(Py_ssize_t size, Py_ssize_t stride, const Plane *t, real *sums) noexcept nogil:
-    """Add the sums of all taps."""
+cdef void dot_square(Py_ssize_t size, Py_ssize_t stride, const Plane *t, bint accumulate, real *sums) noexcept nogil:
+    """The sums of all taps, or (accumulate) add them."""
     cdef real part[MAX_SIZE * MAX_SIZE]
     cdef real total = 0
     cdef Py_ssize_t i
-    run_dot(size, stride, t, part)
+    run_square(size, stride, t, part)
     for i in range(size * size):
         total += part[i]
     for i in range(size * size if total != total else 0):
         part[i] = dot_tap(t, stride, i // size, i % size)
     for i in range(size * size):
-        sums[i] += part[i]
+        sums[i] = part[i] + sums[i] if accumulate else part[i]

@@ -57,7 +57,7 @@ cdef inline Py_ssize_t weight_strip_elements(const WeightPass *p) noexcept nogil
 
 
 cdef inline Py_ssize_t sum_elements(const WeightPass *p) noexcept nogil:
-    return 0 if p.swapped else p.chunk_channels * p.y.taps * p.x.taps * (p.rows if p.dot else p.vectors * LANES)
+    return 0 if p.swapped or p.square else p.chunk_channels * p.y.taps * p.x.taps * (p.rows if p.dot else p.vectors * LANES)
 
 
 cdef void plan_weight_strips(WeightPass *p, Py_ssize_t strips) noexcept nogil:
@@ -125,7 +125,7 @@ cdef void fill_weight_tables(WeightPass *p, Py_ssize_t *tables) noexcept nogil:
     p.step_a = tables
     p.step_b = tables + p.strip_rows * p.x.extent
     p.tap = p.step_b + p.strip_rows * p.x.extent
-    for i in range(p.strip_rows):
+    for i in range(0 if p.dot else p.strip_rows):
         for j in range(p.x.extent):
             p.step_a[k] = k if p.swapped else i * p.pitch + j
             p.step_b[k] = k * PANEL_VECTORS * LANES
@@ -137,27 +137,20 @@ cdef void fill_weight_tables(WeightPass *p, Py_ssize_t *tables) noexcept nogil:
                                        (p.y.offset[i] + segment_base(&p.y, p.y.segment[i])))
 
 
-cdef void add_dots(const WeightPass *p, real *sums, const real *source, const real *strip, const real *grad_out,
-                   Py_ssize_t channels, Py_ssize_t y0, Py_ssize_t strip_rows) noexcept nogil:
-    """Add one unit's products to the sums [output channel][input channel][tap] with the tile of dot.pxd or plane.pxi."""
+cdef void add_dots(const WeightPass *p, real *sums, const real *strip, const real *grad_out, Py_ssize_t channels,
+                   Py_ssize_t strip_rows) noexcept nogil:
+    """Add one unit's products to the sums [output channel][input channel][tap] with the tile of dot.pxd."""
     cdef Dot t
-    cdef Plane plane
     cdef real part[DOT_TAPS]
     cdef real *sums_fc
     cdef Py_ssize_t f, c, i, j, k
     t.height = strip_rows
     t.width = p.x.extent
     t.pitch = p.pitch
-    set_plane(&plane, &p.y, &p.x)
-    set_rows(&plane, &p.y, y0, strip_rows)
     for f in range(p.rows):
-        plane.grad_out = t.grad_out = grad_out + f * p.y.extent * p.x.extent
+        t.grad_out = grad_out + f * p.y.extent * p.x.extent
         for c in range(channels):
             sums_fc = sums + (f * channels + c) * p.y.taps * p.x.taps
-            if p.square:
-                plane.source = source + c * plane.height * plane.width
-                add_dot_square(p.y.taps, p.y.step, &plane, sums_fc)
-                continue
             for i in range(p.y.taps):
                 if p.y.run[i] == 0:
                     continue
@@ -280,7 +273,7 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, bint first, real
         y0 = s * p.y.extent // p.strips
         pixels = ((s + 1) * p.y.extent // p.strips - y0) * p.x.extent
         source = p.source + ((n * p.groups + group) * p.channels + c0) * source_plane
-        if not (p.square or p.in_place):
+        if not p.in_place:
             copy_strip(strip, source, channels, source_plane, clear or p.strips > 1 or p.chunks > 1, &p.y, &p.x, y0, p.plane, p.pitch)
         grad_out = p.grad_out + (n * p.groups + group) * p.rows * out_plane + y0 * p.x.extent
         t.accumulate = unit > split * units // p.splits
@@ -288,7 +281,7 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, bint first, real
         if p.dot:
             if not t.accumulate:
                 memset(sums, 0, p.rows * channels * taps * sizeof(real))
-            add_dots(p, sums, source, strip, grad_out, channels, y0, pixels // p.x.extent)
+            add_dots(p, sums, strip, grad_out, channels, pixels // p.x.extent)
         else:
             if p.in_place:
                 strip = <real *>source + y0 * p.x.size
@@ -307,6 +300,32 @@ cdef void run_weight_task(const WeightPass *p, Py_ssize_t task, bint first, real
             copy_run(grad_weight + j * p.channels * taps, sums + j * channels * taps, channels * taps)
     elif not p.swapped:
         transpose(grad_weight, p.channels * taps, sums, p.vectors * LANES, channels * taps, p.rows)
+
+
+cdef void run_weight_planes(const WeightPass *p, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """The tasks first..last with the tile of plane.pxi."""
+    cdef Py_ssize_t units = p.images * p.strips, taps = p.y.taps * p.x.taps
+    cdef Py_ssize_t task, group, split, unit, first_unit, n, s, y0, f, c, c0, plane
+    cdef Plane t
+    set_plane(&t, &p.y, &p.x)
+    for task in range(first, last):
+        group = task // p.chunks if p.chunks > 1 else task
+        c0 = task - group * p.chunks
+        split = group // p.groups if p.splits > 1 else 0
+        group -= split * p.groups
+        first_unit = portion(split, units, p.splits)
+        for unit in range(first_unit, portion(split + 1, units, p.splits)):
+            n = unit // p.strips if p.strips > 1 else unit
+            s = unit - n * p.strips
+            y0 = portion(s, p.y.extent, p.strips)
+            set_rows(&t, &p.y, y0, portion(s + 1, p.y.extent, p.strips) - y0)
+            n = n * p.groups + group
+            for f in range(p.rows):
+                t.grad_out = p.grad_out + ((n * p.rows + f) * p.y.extent + y0) * p.x.extent
+                for c in range(portion(c0, p.channels, p.chunks), portion(c0 + 1, p.channels, p.chunks)):
+                    t.source = p.source + (n * p.channels + c) * t.height * t.width
+                    plane = split * p.weight_size + ((group * p.rows + f) * p.channels + c) * taps
+                    dot_square(p.y.taps, p.y.step, &t, unit > first_unit, p.grad_weight + plane)
 
 
 cdef void add_partial(const WeightPass *p, real *total) noexcept nogil:
