@@ -132,13 +132,26 @@ cdef inline void tile_runs(const int run, int runs, const Tile *t) noexcept nogi
 # pixel reads at all steps has been copied together; the steps of a row of `a` lie together anyway.
 #
 #     out[i, j] += a[row[i] + k] * columns[j, k]      i < rows, j < pixels, k < steps
+cdef inline void tail_steps(const int pixels, const bint whole, const Tile *t, Py_ssize_t first, const real *columns, Py_ssize_t pitch,
+                            Py_ssize_t k, vec *acc) noexcept nogil:
+    """Add LANES steps, or the last ones, of TAIL_ROWS rows."""
+    cdef vec a[TAIL_ROWS]
+    cdef vec column
+    cdef int i, j
+    for i in range(TAIL_ROWS):
+        a[i] = (load(t.a + (first + i) * t.row_step + k) if whole else
+                load_first_or_zero(t.a + (first + i) * t.row_step + k, <int>(t.steps - k)))
+    for j in range(pixels):
+        column = load(columns + j * pitch + k)
+        for i in range(TAIL_ROWS):
+            acc[i * pixels + j] = acc[i * pixels + j] + a[i] * column
+
+
 cdef inline void tail(const int pixels, const Tile *t, Py_ssize_t rows, const real *columns, Py_ssize_t pitch) noexcept nogil:
     """There are at least TAIL_ROWS rows."""
     cdef vec acc[TAIL_ROWS * TAIL_PIXELS]
     cdef vec parts[TAIL_ROWS * TAIL_PIXELS + LANES]
     cdef real sums[TAIL_ROWS * TAIL_PIXELS + LANES]
-    cdef vec a[TAIL_ROWS]
-    cdef vec column
     cdef real total
     cdef Py_ssize_t done = 0, first, k
     cdef int i, j
@@ -146,16 +159,10 @@ cdef inline void tail(const int pixels, const Tile *t, Py_ssize_t rows, const re
         first = min(done, rows - TAIL_ROWS)
         for i in range(TAIL_ROWS * pixels):
             acc[i] = splat(0)
-        k = 0
-        while k < t.steps:
-            for i in range(TAIL_ROWS):
-                a[i] = (load(t.a + (first + i) * t.row_step + k) if k + LANES <= t.steps else
-                        load_first_or_zero(t.a + (first + i) * t.row_step + k, <int>(t.steps - k)))
-            for j in range(pixels):
-                column = load(columns + j * pitch + k)
-                for i in range(TAIL_ROWS):
-                    acc[i * pixels + j] = acc[i * pixels + j] + a[i] * column
-            k += LANES
+        for k from 0 <= k <= t.steps - LANES by LANES:
+            tail_steps(pixels, True, t, first, columns, pitch, k, acc)
+        if t.steps % LANES:     # not in the loop: with partial loads in it the compiler would store the sums at each step
+            tail_steps(pixels, False, t, first, columns, pitch, t.steps // LANES * LANES, acc)
         for i in range(TAIL_ROWS * pixels):
             parts[i] = acc[i]   # which stay in registers, as nobody asks for their address
         for i in range(TAIL_ROWS * pixels, TAIL_ROWS * pixels + LANES):
