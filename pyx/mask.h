@@ -94,6 +94,15 @@ static inline vec larger(vec a, vec b) {
 #endif
 }
 
+/* The largest of the lanes. */
+#define TURN(i, n) ((i) + (n)) % LANES
+static inline real lane_max(vec v) {
+    v = larger(v, SHUFFLE(v, v, EACH(TURN, LANES / 2)));
+    v = larger(v, SHUFFLE(v, v, EACH(TURN, LANES / 4)));
+    v = larger(v, SHUFFLE(v, v, EACH(TURN, LANES / 8)));
+    return larger(v, SHUFFLE(v, v, EACH(TURN, LANES / 16)))[0];
+}
+
 /* a / c, of normal numbers rounded as by a division, which would take four times as long. */
 static inline vec quotient(vec a, vec c, vec inverse) {
 #if defined(MM) && defined(__FMA__)

@@ -1,6 +1,4 @@
 # The declarations of mask.h, and what follows from them.
-from libc.math cimport INFINITY
-
 from simd cimport real, vec, LANES, load, store, splat
 
 cdef extern from "mask.h" nogil:
@@ -22,6 +20,7 @@ cdef extern from "mask.h" nogil:
     vec add_where(mask m, vec a, vec b) noexcept
     vec pick(mask m, vec a, vec b) noexcept
     vec larger(vec a, vec b) noexcept
+    real lane_max(vec v) noexcept
     vec quotient(vec a, vec c, vec inverse) noexcept
     vec first_of(vec v, int n, vec rest) noexcept
     vec load_first_or_zero(const real *p, int n) noexcept
@@ -45,7 +44,7 @@ cdef inline vec fetch(const real *x, Py_ssize_t left, real rest) noexcept nogil:
     if left < LANES:
         return load_set_or(x, first_lanes(<int>max(left, 0)), splat(rest))
     prefetch(x + AHEAD // <Py_ssize_t>sizeof(real))
-    return load(x)
+    return held(load(x))
 
 
 cdef inline vec at(const real *line, Py_ssize_t n) noexcept nogil:
@@ -61,17 +60,25 @@ cdef inline void put(real *out, vec v, Py_ssize_t left, const real *end) noexcep
         store_first(out, v, <int>left)
 
 
+cdef inline Py_ssize_t find_nan(const real *x, Py_ssize_t n) noexcept nogil:
+    """The first NaN of n elements, n if there is none."""
+    cdef Py_ssize_t j = 0
+    while j < n and x[j] == x[j]:
+        j += 1
+    return j
+
+
 cdef inline Py_ssize_t find_first(const real *x, Py_ssize_t n, real value) noexcept nogil:
     """The first of n elements that is `value`, which is among them; or the first NaN."""
     cdef Py_ssize_t j = 0, t
     cdef unsigned long long hits = 0
-    if value != value:
-        while x[j] == x[j]:
-            j += 1
-        return j
-    while True:
+    while value == value:
         for t from 0 <= t < 64 by LANES:
-            hits |= bits_of(equal(fetch(x + j + t, n - j - t, 0), splat(value))) << t
+            if t + LANES <= n - j:
+                hits |= bits_of(equal(load(x + j + t), splat(value))) << t
+            elif t < n - j:
+                hits |= bits_of(equal(load_set_or(x + j + t, first_lanes(<int>(n - j - t)), splat(0)), splat(value))) << t
         if hits:
             return j + first_bit(hits)
         j += 64
+    return find_nan(x, n)

@@ -13,9 +13,10 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from simd cimport real, LANES, HAS_MASKS, vec, load, store, splat, zip_low, zip_high, slide, slide_back
-from mask cimport mask, greater, equal, is_nan, either, both, pick, any, larger, first_of, split, join, fetch, at, put, find_first
-from mask cimport lanes_within, load_set_or, store_set, add_where, quotient, not_all, opaque, prefetch, AHEAD, CAN_SLIDE, slide_by
+from simd cimport real, LANES, HAS_MASKS, vec, load, store, splat, lane_sum, slide, slide_back
+from mask cimport mask, greater, equal, is_nan, either, both, pick, any, not_all, larger, lane_max, first_of, split, join, fetch, at, put
+from mask cimport lanes_within, load_set_or, store_set, add_where, quotient, opaque, prefetch, AHEAD, CAN_SLIDE, slide_by
+from mask cimport find_first, find_nan
 from scratch cimport take, address
 
 cdef enum:
@@ -23,6 +24,7 @@ cdef enum:
     ELEMENTS_UNDER_GIL = 1 << 12    # that take no longer than to let other Python threads run
     PARTS_PER_THREAD = 4            # a thread that is held up leaves its parts to the others
     RESTART = 16                    # rows after which sums restart
+    PLANES = 64                     # that are reduced before their gradients are written
 
 
 # What is computed, as cyconv/_pool.py numbers it.

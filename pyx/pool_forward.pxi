@@ -77,64 +77,63 @@ cdef inline void combine_part(int op, const Work *w, const Pool *p, Scratch *s, 
         row += r.count
 
 
-cdef inline void reduce_planes(int op, const Pool *p, const real *x, real *out, Py_ssize_t n) noexcept nogil:
-    """Combine n <= LANES planes: their vectors are the rows of a square, which is folded along its other side. A NaN is
-    looked for again, one by one."""
-    cdef vec v[LANES]
-    cdef vec part, w
-    cdef Py_ssize_t i, j, half = LANES // 2, size = p.in_plane, full = size // LANES * LANES, block = 64 * LANES
-    cdef mask nan = is_nan(splat(0))
-    for i in range(LANES):
-        v[i] = splat(identity(op))
-    for i in range(n):
-        v[i] = fetch(x + full, size - full, identity(op))
+cdef inline real reduced(int op, const real *x, Py_ssize_t size) noexcept nogil:
+    """The maximum or sum of a plane; a maximum is NaN if there is one."""
+    cdef vec seen[2]
+    cdef vec v, acc = splat(identity(op)), part = acc
+    cdef Py_ssize_t j
+    seen[0] = seen[1] = splat(0)
+    for j from 0 <= j < size by LANES:
+        v = fetch(x + j, size - j, identity(op))
         if op != SUM:
-            nan = either(nan, is_nan(v[i]))
-        part = splat(identity(op))
-        for j from 0 <= j < full by LANES:
-            w = fetch(x + j, LANES, 0)
-            if op != SUM:
-                nan = either(nan, is_nan(w))
-            part = combine(op, part, w)
-            if op == SUM and j % block == block - LANES:
-                v[i] = v[i] + part
-                part = splat(0)
-        v[i] = combine(op, v[i], part)
-        x += size
-    while half:
-        for i in range(half):
-            v[i] = combine(op, zip_low(v[i], v[i + half]), zip_high(v[i], v[i + half]))
-        half //= 2
+            seen[j // LANES % 2] = seen[j // LANES % 2] + v
+        part = combine(op, part, v)
+        if op == SUM and j // LANES % 64 == 63:
+            acc = acc + part
+            part = splat(0)
     if op == SUM:
-        v[0] = v[0] * splat(p.scale) if p.scale != 0 else v[0] / splat(p.cells_w[0] * (p.cells_d[0] * p.cells_h[0]))
-    put(out, v[0], n, NULL)
-    for i in range(n * size if any(nan) else 0, 0, -1):
-        x -= 1
-        if x[0] != x[0]:
-            out[(i - 1) // size] = x[0]
+        return lane_sum(acc + part)
+    if any(is_nan(seen[0] + seen[1])):      # or inf - inf
+        j = find_nan(x, size)
+        if j < size:
+            return x[j]
+    return lane_max(part)
+
+
+cdef inline void whole_planes_of(int kind, Py_ssize_t size, const Work *w, const Pool *p, Py_ssize_t plane, Py_ssize_t last) noexcept nogil:
+    """First what is read of some planes, then what is written: a load that lies a multiple of 4096 bytes behind a store waits for it."""
+    cdef Py_ssize_t i, j, n
+    cdef Py_ssize_t place[PLANES]
+    cdef const real *x
+    cdef real *grad
+    cdef real value, cells = p.cells_d[0] * p.cells_h[0] * p.cells_w[0], scale = p.scale
+    for plane from plane <= plane < last by PLANES:
+        n = min(<Py_ssize_t>PLANES, last - plane)
+        for i in range(n if kind != AVERAGE_BACKWARD else 0):
+            x = w.x + (plane + i) * size
+            value = reduced(SUM if kind == AVERAGE_FORWARD else MAX, x, size)
+            if kind >= INDICES:
+                place[i] = find_first(x, size, value)
+            if kind == AVERAGE_FORWARD:
+                value = value * scale if scale != 0 else value / cells
+            if kind <= INDICES:
+                w.out[plane + i] = value
+            if kind == INDICES:
+                w.indices_out[plane + i] = place[i]
+        for i in range(n if kind > INDICES else 0):
+            grad = w.out + (plane + i) * size
+            value = 0 if kind == MAX_BACKWARD else w.grad_out[plane + i] * (scale if scale != 0 else cells)
+            for j from 0 <= j < size by LANES:
+                put(grad + j, splat(value), size - j, w.out + last * size)
+            if kind == MAX_BACKWARD:
+                grad[place[i]] = w.grad_out[plane + i]
 
 
 cdef void whole_planes(const Work *w, const Pool *p, Py_ssize_t plane, Py_ssize_t last) noexcept nogil:
     """Windows that are whole planes: one result for each plane, its index, or its gradient."""
-    cdef Py_ssize_t i, j, n, size = p.in_plane
-    cdef const real *x
-    cdef real *grad
-    cdef real share = 0
-    cdef real best[LANES]
-    for plane from plane <= plane < last by LANES:
-        n = min(<Py_ssize_t>LANES, last - plane)
-        x = w.x + plane * size
-        if w.kind == AVERAGE_FORWARD:
-            reduce_planes(SUM, p, x, w.out + plane, n)
-        elif w.kind != AVERAGE_BACKWARD:
-            reduce_planes(MAX, p, x, &best[0] if w.kind == MAX_BACKWARD else w.out + plane, n)
-        for i in range(n if w.kind == INDICES else 0):
-            w.indices_out[plane + i] = find_first(x + i * size, size, w.out[plane + i])
-        for i in range(n if w.kind > INDICES else 0):
-            grad = w.out + (plane + i) * size
-            if w.kind == AVERAGE_BACKWARD:
-                share = w.grad_out[plane + i] * (p.scale if p.scale != 0 else p.cells_d[0] * p.cells_h[0] * p.cells_w[0])
-            for j from 0 <= j < size by LANES:
-                put(grad + j, splat(share), size - j, w.out + last * size)
-            if w.kind == MAX_BACKWARD:
-                grad[find_first(x + i * size, size, best[i])] = w.grad_out[plane + i]
+    cdef int kind
+    for kind in range(5):
+        if w.kind == kind and p.in_plane == 49:     # 7x7, where many networks end
+            whole_planes_of(kind, 49, w, p, plane, last)
+        elif w.kind == kind:
+            whole_planes_of(kind, p.in_plane, w, p, plane, last)
