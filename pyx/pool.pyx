@@ -24,6 +24,7 @@ cdef enum:
     ELEMENTS_UNDER_GIL = 1 << 12    # that take no longer than to let other Python threads run
     PARTS_PER_THREAD = 4            # a thread that is held up leaves its parts to the others
     RESTART = 16                    # rows after which sums restart
+    SCATTER_AHEAD = 1 << 10         # indices that are prefetched: benchmarks/pool.py, AMD Zen 5
     PLANES = 64                     # that are reduced before their gradients are written
 
 

@@ -78,11 +78,25 @@ cdef void backward_strip(const Work *w, const Pool *p, Scratch *s, Py_ssize_t pl
                    w.out + plane * p.in_plane + (z * p.h.size + y) * p.w.size)
 
 
+cdef inline bint scatter(bint assign, Py_ssize_t count, const int64_t *indices, const real *grad_out, real *grad_p,
+                         uint64_t size) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef bint outside = False
+    prefetch(<const real *>(indices + SCATTER_AHEAD))
+    prefetch(grad_out + SCATTER_AHEAD)
+    for i in range(count):
+        if <uint64_t>indices[i] < size:
+            grad_p[indices[i]] = grad_out[i] if assign else grad_p[indices[i]] + grad_out[i]
+        else:
+            outside = outside or assign or indices[i] != -1
+    return outside
+
+
 cdef bint scatter_planes(const Work *w, const Pool *p, Py_ssize_t plane, Py_ssize_t last) noexcept nogil:
     """Elements to their indices, which may come in any order: added (-1: nowhere) or put there. Returns whether an index lies
     outside the plane; nothing is written there."""
-    cdef Py_ssize_t i, n = p.out_plane
-    cdef uint64_t where, size = p.in_plane
+    cdef Py_ssize_t i, n = p.out_plane, full = n // 8 * 8
+    cdef uint64_t size = p.in_plane
     cdef bint outside = False, assign = w.kind == ASSIGN
     cdef const int64_t *indices
     cdef const real *grad_out
@@ -92,10 +106,7 @@ cdef bint scatter_planes(const Work *w, const Pool *p, Py_ssize_t plane, Py_ssiz
         indices = w.indices + plane * n
         grad_out = w.grad_out + plane * n
         memset(grad_p, 0, p.in_plane * sizeof(real))
-        for i in range(n):
-            where = <uint64_t>indices[i]
-            if where < size:
-                grad_p[where] = grad_out[i] if assign else grad_p[where] + grad_out[i]
-            else:
-                outside = outside or assign or indices[i] != -1
+        for i from 0 <= i < full by 8:
+            outside |= scatter(assign, 8, indices + i, grad_out + i, grad_p, size)
+        outside |= scatter(assign, n - full, indices + full, grad_out + full, grad_p, size)
     return outside

@@ -96,10 +96,8 @@ cdef inline bint fill_lines(int op, int n, int phases, const Pool *p, const Rows
 
 
 cdef inline bint fill(int op, int n, const Pool *p, const Rows *r, real *lines) noexcept nogil:
-    if p.phases == 2:
-        return fill_lines(op, n, 2, p, r, lines)
-    if p.phases == 3:
-        return fill_lines(op, n, 3, p, r, lines)
+    if p.phases == 2: return fill_lines(op, n, 2, p, r, lines)
+    if p.phases == 3: return fill_lines(op, n, 3, p, r, lines)
     return fill_lines(op, n, 1, p, r, lines)
 
 

@@ -7,34 +7,6 @@ cdef enum:
     BLOCK = 512         # elements that a strip of windows that do not overlap has
 
 
-# What follows from the kind and the window alone.
-
-cdef inline int reach_of(int KW, int SW) noexcept nogil:
-    """How many windows after its own a position still lies in."""
-    return (KW - 1) // SW
-
-
-cdef inline int centre_of(int KW, int SW) noexcept nogil:
-    """How many windows before the lane that collects a column the lanes begin that have all its windows. Without masks it is the last
-    of them, so that lanes of no use come after all others and are overwritten by the next vector."""
-    return reach_of(KW, SW) // 2 if HAS_MASKS else reach_of(KW, SW)
-
-
-cdef inline bint slides(int kind, int SW) noexcept nogil:
-    """Whether taps of the next windows' columns come from the other lanes. Elsewhere it is faster to load them."""
-    return CAN_SLIDE or kind < INDICES and SW > 1 and LANES > 2
-
-
-cdef inline bint two_loads(int kind, int KW, int SW) noexcept nogil:
-    """Whether a second vector is loaded for the taps of the last windows, which otherwise are left to the next vector."""
-    return slides(kind, SW) and SW == 1 and (kind > INDICES or KW > 3)
-
-
-cdef inline int windows_of(int kind, int KW, int SW) noexcept nogil:
-    """How many windows a vector has."""
-    return LANES - reach_of(KW, SW) if slides(kind, SW) and not two_loads(kind, KW, SW) else LANES
-
-
 cdef inline vec elements(int op, bint inner, const real *x, mask inside, bint every, vec *seen) noexcept nogil:
     cdef vec v = load(x) if inner else load_set_or(x, inside, splat(identity(op)))
     if op == MAX:
@@ -42,21 +14,21 @@ cdef inline vec elements(int op, bint inner, const real *x, mask inside, bint ev
     return v
 
 
-cdef inline vec along(int kind, bint inner, int KW, int SW, const real *x, const mask *x_set, vec *v, vec more, vec *tap,
+cdef inline vec along(int kind, bint inner, bint slides, int KW, int SW, const real *x, const mask *x_set, vec *v, vec more, vec *tap,
                       vec *seen) noexcept nogil:
     """Combine the taps along w, of which v are the first SW and x where they lie, unless `more` has what follows."""
     cdef int op = SUM if kind == AVERAGE_FORWARD else MAX
     cdef int q, t
     cdef vec u, best = v[0]
     tap[0] = splat(0)
-    for q in range(reach_of(KW, SW) + 1):
-        if q and not slides(kind, SW):
+    for q in range((KW - 1) // SW + 1):
+        if q and not slides:
             for t in range(SW):
                 v[t] = elements(op, inner, x + q * SW + t * LANES, x_set[q * SW + t], kind < INDICES, seen + t)
             split(SW, v)
         for t in range(SW):
             if 0 < q * SW + t < KW:
-                u = slide_by(q, v[t], more) if slides(kind, SW) else v[t]
+                u = slide_by(q, v[t], more) if slides else v[t]
                 if kind == MAX_BACKWARD:
                     tap[0] = pick(greater(u, best), splat(<real>(q * SW + t)), tap[0])
                 best = combine(op, best, u)
@@ -67,9 +39,9 @@ cdef inline vec received(bint average, int k, vec tap, vec onto, vec sums) noexc
     return onto + sums if average else add_where(equal(tap, splat(<real>k)), onto, sums)
 
 
-cdef inline vec collected(bint average, int KW, int SW, int centre, int t, vec tap, vec sums) noexcept nogil:
+cdef inline vec collected(bint average, int KW, int SW, int reach, int centre, int t, vec tap, vec sums) noexcept nogil:
     """Phase t of a row: from the lane itself what lies in the centre of its window, the rest from the lanes around."""
-    cdef int q, reach = reach_of(KW, SW)
+    cdef int q
     cdef vec a, b
     a = b = splat(0)
     for q in range(reach, centre, -1):
@@ -81,14 +53,15 @@ cdef inline vec collected(bint average, int KW, int SW, int centre, int t, vec t
     return received(average, centre * SW + t, tap, a, sums) if centre * SW + t < KW else a
 
 
-cdef inline vec walk(int kind, bint inner, int KH, int SH, int KW, int SW, const Work *w, const Pool *p, Py_ssize_t plane, Py_ssize_t low,
-                     Py_ssize_t high, Py_ssize_t o, Py_ssize_t ahead) noexcept nogil:
+cdef inline vec walk(int kind, bint inner, int KH, int SH, int KW, int SW, int reach, int centre, int windows, bint slides, bint two_loads,
+                     const Work *w, const Pool *p, Py_ssize_t plane, Py_ssize_t low, Py_ssize_t high, Py_ssize_t o,
+                     Py_ssize_t ahead) noexcept nogil:
     """Rows low ... high - 1 of a plane of the result, from a vector of windows from o on; `inner` if all lanes are inside. Returns
     a sum of all elements that were read, of maxima only."""
     cdef int op = SUM if kind == AVERAGE_FORWARD or kind == AVERAGE_BACKWARD else MAX
-    cdef int k, t, i, reach = reach_of(KW, SW), centre = centre_of(KW, SW), windows = windows_of(kind, KW, SW)
+    cdef int k, t, i
     cdef bint average = op == SUM, forward = kind < INDICES
-    cdef int n = SW if forward and (reach == 0 or slides(kind, SW)) else 1     # vectors that are kept of a row
+    cdef int n = SW if forward and (reach == 0 or slides) else 1     # vectors that are kept of a row
     cdef Py_ssize_t W = p.w.size, H = p.h.size, OH = p.h.out, OW = p.w.out
     cdef Py_ssize_t y, oy, begin, end, before = p.h.before, column = o * SW - p.w.before
     # Rows of windows: the first that reaches `low`, the last that must have passed.
@@ -136,13 +109,13 @@ cdef inline vec walk(int kind, bint inner, int KH, int SH, int KW, int SW, const
             for t in range(SW):
                 prefetch(place + y * W + t * LANES + ahead)
                 v[t] = elements(op, inner, place + y * W + t * LANES, x_set[t], forward, seen + t)
-            if two_loads(kind, KW, SW):
+            if two_loads:
                 more = elements(op, inner, place + y * W + LANES, more_set, forward, seen + 1)
             for t in range(n if n > 1 else 0):
                 best[k * n + t] = v[t]
             if n == 1:
                 split(SW, v)
-                best[k] = along(kind, inner, KW, SW, place + y * W, x_set, v, more, &tap[k], seen)
+                best[k] = along(kind, inner, slides, KW, SW, place + y * W, x_set, v, more, &tap[k], seen)
         if forward and first_row <= oy:
             prefetch(out + oy * OW + ahead // SH // SW)
             for t in range(n):
@@ -150,7 +123,7 @@ cdef inline vec walk(int kind, bint inner, int KH, int SH, int KW, int SW, const
                 for k in range(1, KH):
                     v[t] = combine(op, v[t], best[k * n + t])
             split(n, v)
-            most = along(kind, inner, KW, SW, place, x_set, v, splat(0), &g, seen) if n > 1 else v[0]
+            most = along(kind, inner, slides, KW, SW, place, x_set, v, splat(0), &g, seen) if n > 1 else v[0]
             if average and scale != 0:
                 most = most * splat(scale)
             elif average:
@@ -180,7 +153,7 @@ cdef inline vec walk(int kind, bint inner, int KH, int SH, int KW, int SW, const
             y = oy * SH - before + k
             if low <= y < high:
                 for t in range(SW):
-                    v[t] = collected(average, KW, SW, centre, t, tap[k], sums[k])
+                    v[t] = collected(average, KW, SW, reach, centre, t, tap[k], sums[k])
                     prefetch(out + y * W + t * LANES + ahead)
                 join(SW, v)
                 for t in range(SW):
@@ -194,22 +167,30 @@ cdef inline vec walk(int kind, bint inner, int KH, int SH, int KW, int SW, const
 cdef inline bint rows_of(int kind, int KH, int SH, int KW, int SW, const Work *w, const Pool *p, Py_ssize_t plane, Py_ssize_t low,
                          Py_ssize_t high) noexcept nogil:
     """Rows low ... high - 1 of a plane of the result. Returns whether there was a NaN, or, in the backward pass, -inf."""
-    cdef int reach = reach_of(KW, SW), centre = centre_of(KW, SW), windows = windows_of(kind, KW, SW)
     cdef bint forward = kind < INDICES
-    cdef Py_ssize_t W = p.w.size, OW = p.w.out, y, o, column, done, block = high - low, ahead = (high - low) * W * (SH if forward else 1)
+    cdef int reach = (KW - 1) // SW     # windows after its own that a position still lies in
+    # Where in a vector the column is collected of which its first window is the first, or one in the middle: without masks lanes of no
+    # use come last, and the next vector overwrites them.
+    cdef int centre = reach // 2 if HAS_MASKS else reach
+    # Taps come from the lanes of the first vector, and of a second if it is loaded; otherwise its last windows are left to the next.
+    cdef bint slides = CAN_SLIDE or forward and SW > 1 and LANES > 2, two_loads = slides and SW == 1 and (not forward or KW > 3)
+    cdef int windows = LANES - reach if slides and not two_loads else LANES
+    cdef Py_ssize_t W = p.w.size, OW = p.w.out, y, end, o, column, done, block = high - low
+    cdef Py_ssize_t ahead = (high - low) * W * (SH if forward else 1)
     cdef vec seen = splat(0)
     if KH == SH:    # nothing is kept from row to row: more along them, for the prefetchers of the processor
         block = max(1, BLOCK // (W * SH)) * (1 if forward else SH)
         ahead = AHEAD // <Py_ssize_t>sizeof(real)
     for y from low <= y < high by block:
+        end = min(high, y + block)
         o = 0 if forward else -(max(0, centre * SW - p.w.before + SW - 1) // SW)
         done = 0
         while done < (OW if forward else W):
             column = o * SW - p.w.before
             if not HAS_MASKS and column >= 0 and o >= 0 and o + LANES <= OW and column + (reach + LANES) * SW <= W:
-                seen = seen + walk(kind, True, KH, SH, KW, SW, w, p, plane, y, min(high, y + block), o, ahead)
+                seen = seen + walk(kind, True, KH, SH, KW, SW, reach, centre, windows, slides, two_loads, w, p, plane, y, end, o, ahead)
             else:
-                seen = seen + walk(kind, False, KH, SH, KW, SW, w, p, plane, y, min(high, y + block), o, ahead)
+                seen = seen + walk(kind, False, KH, SH, KW, SW, reach, centre, windows, slides, two_loads, w, p, plane, y, end, o, ahead)
             o += windows
             done = o if forward else column + (centre + windows - (centre if o < OW else 0)) * SW
             o -= 0 if forward else reach
@@ -217,27 +198,19 @@ cdef inline bint rows_of(int kind, int KH, int SH, int KW, int SW, const Work *w
 
 
 cdef inline bint small_of(int kind, const Work *w, const Pool *p, Py_ssize_t plane, Py_ssize_t low, Py_ssize_t high) noexcept nogil:
-    if p.small == 2222:
-        return rows_of(kind, 2, 2, 2, 2, w, p, plane, low, high)
-    if p.small == 2233:
-        return rows_of(kind, 2, 2, 3, 3, w, p, plane, low, high)
-    if p.small == 3333:
-        return rows_of(kind, 3, 3, 3, 3, w, p, plane, low, high)
-    if p.small == 3232 and (kind < INDICES or LANES >= 4):      # with fewer lanes too few of them would be of use
-        return rows_of(kind, 3, 2, 3, 2, w, p, plane, low, high)
-    if p.small == 3131 and (kind < INDICES or LANES >= 4):
-        return rows_of(kind, 3, 1, 3, 1, w, p, plane, low, high)
-    if p.small == 5151 and (kind < INDICES or LANES >= 16):
-        return rows_of(kind, 5, 1, 5, 1, w, p, plane, low, high)
+    if p.small == 2222: return rows_of(kind, 2, 2, 2, 2, w, p, plane, low, high)
+    if p.small == 2233: return rows_of(kind, 2, 2, 3, 3, w, p, plane, low, high)
+    if p.small == 3333: return rows_of(kind, 3, 3, 3, 3, w, p, plane, low, high)
+    # With fewer lanes too few of them would be of use.
+    if p.small == 3232 and (kind < INDICES or LANES >= 4): return rows_of(kind, 3, 2, 3, 2, w, p, plane, low, high)
+    if p.small == 3131 and (kind < INDICES or LANES >= 4): return rows_of(kind, 3, 1, 3, 1, w, p, plane, low, high)
+    if p.small == 5151 and (kind < INDICES or LANES >= 16): return rows_of(kind, 5, 1, 5, 1, w, p, plane, low, high)
     return True
 
 
 cdef bint small_windows(const Work *w, const Pool *p, Py_ssize_t plane, Py_ssize_t low, Py_ssize_t high) noexcept nogil:
     """Returns whether something is left to do: the windows are not of this kind, or there is a NaN or -inf."""
-    if w.kind == MAX_FORWARD:
-        return small_of(MAX_FORWARD, w, p, plane, low, high)
-    if w.kind == AVERAGE_FORWARD:
-        return small_of(AVERAGE_FORWARD, w, p, plane, low, high)
-    if w.kind == MAX_BACKWARD:
-        return small_of(MAX_BACKWARD, w, p, plane, low, high)
+    if w.kind == MAX_FORWARD: return small_of(MAX_FORWARD, w, p, plane, low, high)
+    if w.kind == AVERAGE_FORWARD: return small_of(AVERAGE_FORWARD, w, p, plane, low, high)
+    if w.kind == MAX_BACKWARD: return small_of(MAX_BACKWARD, w, p, plane, low, high)
     return small_of(AVERAGE_BACKWARD, w, p, plane, low, high)
