@@ -105,7 +105,7 @@ cdef void run_part(Work *w, const Pool *p, Py_ssize_t first, Py_ssize_t last, ch
         whole_planes(w, p, first, last)
         return
     divide(p, w, &s, memory)
-    if w.kind < INDICES and not p.small:
+    if w.kind < INDICES and (not p.small or p.direct and not HAS_MASKS):    # without masks rows that are tiled are faster so
         row = first // w.strips * w.rows + first % w.strips * p.strip
         if w.kind == MAX_FORWARD:
             combine_part(MAX, w, p, &s, row, end)

@@ -67,6 +67,8 @@ cdef inline void combine_part(int op, const Work *w, const Pool *p, Scratch *s, 
         out = w.out + row * p.w.out
         if r.nz * r.ny == 1:
             nan = combine_rows(op, 1, p, &r, s, out, factor, end)
+        elif r.nz == 1 and r.ny == 2:
+            nan = combine_rows(op, 2, p, &r, s, out, factor, end)
         else:
             nan = combine_rows(op, 0, p, &r, s, out, factor, end)
         i = row
