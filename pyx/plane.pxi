@@ -47,8 +47,8 @@ cdef inline int per_line(const Shape *s) noexcept nogil:
 
 
 cdef inline bint holds_constants(const Shape *s) noexcept nogil:
-    """Whether there are registers for the taps and the start."""
-    return REGISTERS == 32 and not s.dot and s.odd_width == 0 and s.height * s.width <= 9 and s.vectors < 4
+    """Whether the taps and the start are kept as vectors: measured, as the compiler may have no register for some of them."""
+    return not s.dot and s.odd_width == 0 and s.height * s.width <= 9 and (s.vectors < 4 if REGISTERS == 32 else s.stride == 1)
 
 
 # Columns are read `group` at a time: with AVX-512 all of them, as a load that crosses a cache line is slower than a shift.
