@@ -130,7 +130,8 @@ cdef Py_ssize_t tiles(const Pass *p, Py_ssize_t strips) noexcept nogil:
 
 
 cdef inline bint exceeds_cache(const Pass *p) noexcept nogil:
-    return p.scratch * <Py_ssize_t>sizeof(real) > STRIP_BYTES
+    """Whether the strips do; what lies behind them in the scratch hardly depends on their number."""
+    return p.panel * <Py_ssize_t>sizeof(real) > STRIP_BYTES
 
 
 cdef void fill_steps(Pass *p, Phase *phase, Py_ssize_t taps_of_step) noexcept nogil:
@@ -229,7 +230,7 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     if p.in_place and not p.tail:   # no strip may be shorter than a vector
         most //= ceil_div(LANES, p.phases[0].x.size) if p.staged else 4 * MAX_VECTORS * LANES
     while p.strips < most and exceeds_cache(p):
-        fit = ceil_div(p.scratch * <Py_ssize_t>sizeof(real), STRIP_BYTES)
+        fit = ceil_div(p.panel * <Py_ssize_t>sizeof(real), STRIP_BYTES)
         plan_strips(p, min(most, max(p.strips + 1, p.strips * fit // 2)))
     strips = p.strips
     for i in range(p.strips, min(most, p.strips + 3) + 1 if p.strips > 1 and phase.exact and not p.in_place else 0):
