@@ -5,16 +5,13 @@ The environment is read once, at import: CYCONV_ISA (baseline, avx2, avx512) and
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, ClassVar, TextIO
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TextIO
 
 from . import _check
 
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-    import numpy.typing as npt
+    import numpy as np
 
 # How long threads of gcc's OpenMP spin before they sleep: 3000 rounds are about 0.3 ms, more than it takes to wake one.
 # By default they spin for milliseconds, which on a processor that others use too makes two threads far slower than one.
@@ -36,7 +33,6 @@ if _spin:
     del os.environ["GOMP_SPINCOUNT"]
 
 MAX_THREADS = 1024
-LARGE, KEPT = 1 << 25, 1 << 28  # bytes of results whose memory is kept, and of all that is kept at most
 
 #: Memory that kernels reuse: a kernel pops an arena, replaces it if it is too small, and appends it when it is done.
 scratch: list[bytearray] = []
@@ -160,43 +156,9 @@ def num_threads(n: int) -> Any:
     return _limited(_check.integer("n", n, 1, MAX_THREADS))
 
 
-class Kept:
-    """Memory of a large result. When the last array that shows it is gone it is kept for the next of this size."""
-
-    blocks: ClassVar[dict[int, list[npt.NDArray[np.uint8]]]] = {}
-
-    def __init__(self, size: int) -> None:
-        try:
-            self._block = self.blocks[size].pop()
-        except (KeyError, IndexError):
-            self._block = np.empty(size + 64, np.uint8)
-        start = -self._block.ctypes.data % 64  # a cache line's
-        self.__array_interface__ = self._block[start : start + size].__array_interface__
-
-    def __del__(self) -> None:
-        size = self._block.nbytes - 64
-        if size + sum(n * len(blocks) for n, blocks in list(self.blocks.items())) > KEPT:
-            self.blocks.clear()
-        self.blocks.setdefault(size, []).append(self._block)
-
-
-def is_large(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-    """Return whether memory is kept of such a result: the C library returns more than 32 MB to the system at once."""
-    return LARGE < math.prod(shape) * dtype.itemsize < KEPT
-
-
-def empty(shape: tuple[int, ...], dtype: np.dtype[Any], large: bool) -> Any:
-    """Return a new array: a large one in kept memory, since new pages cost more than what is written to them."""
-    if not large:
-        return np.empty(shape, dtype)
-    return np.asarray(Kept(math.prod(shape) * dtype.itemsize)).view(dtype).reshape(shape)
-
-
 def release_scratch() -> None:
-    """Free the memory that is kept for the next call: a few MB per thread, and up to 256 MB of large results of pooling
-    that are no longer used."""
+    """Free the memory that kernels keep for the next call (a few MB per thread)."""
     scratch.clear()
-    Kept.blocks.clear()
 
 
 def config() -> dict[str, Any]:

@@ -85,7 +85,6 @@ class Plan(NamedTuple):
     size: Ints  # of the axes of the input
     planes: int
     tables: bytes
-    large: bool  # the result
 
 
 _plans: dict[Any, Plan] = {}
@@ -158,8 +157,7 @@ def plan_of(axes: list[Axis], x: Any, grad_out: Any, shape: Ints, include_pad: b
         _check.same_shape("grad_out", grad_out, out)
     dtype = (grad_out if x is None else x).dtype
     packed = _tables(*[_NO_AXIS] * (3 - n), *axes, dtype, backward, include_pad, divisor)
-    large = _dispatch.is_large(shape if backward else out, dtype)
-    return Plan(_dispatch.kernels("pool", dtype).run, dtype, out, shape[-n:], math.prod(shape[:-n]), packed, large)
+    return Plan(_dispatch.kernels("pool", dtype).run, dtype, out, shape[-n:], math.prod(shape[:-n]), packed)
 
 
 def global_axes(axes: Any, shape: Ints) -> int:
@@ -177,8 +175,8 @@ def flat(a: Any) -> Any:
 
 def forward(kind: int, x: Any, plan: Plan, out: Any, indices: Any = None) -> Array:
     """Return the maxima or averages; fill `indices`."""
-    run, dtype, shape, _, planes, packed, large = plan
-    result: Array = _dispatch.empty(shape, dtype, large) if out is None else _check.output("out", out, shape, dtype, x)
+    run, dtype, shape, _, planes, packed = plan
+    result: Array = np.empty(shape, dtype) if out is None else _check.output("out", out, shape, dtype, x)
     if planes:
         buffer = result if out is None or result.flags.carray else np.empty(shape, dtype)
         run(kind, flat(x), None, None, indices, buffer.ravel(), packed, planes, _dispatch.threads, _dispatch.scratch)
@@ -189,8 +187,8 @@ def forward(kind: int, x: Any, plan: Plan, out: Any, indices: Any = None) -> Arr
 
 def backward(kind: int, grad_out: Any, x: Any, shape: Ints, plan: Plan, indices: Any = None) -> Array:
     """Return the gradient of x, from x, or the indices of its maxima, or neither."""
-    run, dtype, _, size, planes, packed, large = plan
-    grad_x: Array = _dispatch.empty(shape, dtype, large)
+    run, dtype, _, size, planes, packed = plan
+    grad_x: Array = np.empty(shape, dtype)
     if indices is not None:
         _check.indices("indices", indices, plan.shape)
         kind, x, indices = SCATTER, None, flat(indices)

@@ -230,7 +230,7 @@ def _max_unpool(
     result: Array = np.empty(x.shape[:-_n] + sizes, x.dtype)
     if result.size:
         row = Axis(math.prod(sizes), math.prod(size), 0, 1, 0, 0, 1)
-        run, _, _, _, planes, packed, _ = _pool.plan_of([row], x, None, (*x.shape[:-_n], row.size))
+        run, _, _, _, planes, packed = _pool.plan_of([row], x, None, (*x.shape[:-_n], row.size))
         rest = result.ravel(), packed, planes, _dispatch.threads, _dispatch.scratch
         if run(_pool.ASSIGN, None, _pool.flat(x), _pool.flat(indices), None, *rest):
             _check.refuse_indices("indices", indices, sizes)
