@@ -216,9 +216,10 @@ cdef void plan_pass(Pass *p, Py_ssize_t *tables, int threads) noexcept nogil:
     # Three vectors at once need fewer rows; a single one costs as much as two.
     p.row_blocks = ceil_div(p.rows, MR3 if p.tail and pixels // LANES in (3, 5) else MR)
     # Rows a multiple of 4096 bytes apart fall into one set of the L1 cache, which has fewer ways than the tile has rows. The
-    # gradient of x reads its columns of a large weight from all over it.
-    p.packed = not p.column and (p.row_step * <Py_ssize_t>sizeof(real) % 4096 == 0 if p.row_step > p.channel_step
-                                 else p.a_group * <Py_ssize_t>sizeof(real) > MAX_WEIGHT_IN_PLACE)
+    # gradient of x reads its columns of a large weight from all over it; or, of a 1x1 kernel and with few rows, half a line of many.
+    p.packed = not p.column and (p.row_step * <Py_ssize_t>sizeof(real) % 4096 == 0 if p.row_step > p.channel_step else
+                                 p.a_group * <Py_ssize_t>sizeof(real) > MAX_WEIGHT_IN_PLACE
+                                 or MR * p.row_step * <Py_ssize_t>sizeof(real) <= 32 and p.channels >= 256)
     plan_channels(p, 2 * BLOCK_STEPS)
     if exceeds_cache(p):
         plan_channels(p, BLOCK_STEPS)
