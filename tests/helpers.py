@@ -40,7 +40,7 @@ LAYERS = [
     ((1, 70, 60, 58), (5, 70, 3, 3), {"padding": 1, "stride": 2}),
     ((2, 5, 12, 13), (12, 5, 7, 7), {"padding": 3}),  # one vector of output channels, runs of seven taps
     ((2, 5, 12, 13), (7, 5, 7, 7), {"padding": 3}),  # the same in float64
-    ((3, 40, 7, 7), (70, 40, 3, 3), {"padding": 1}),  # gradient of the weight: taps in the lanes, the last panel in part
+    ((3, 40, 7, 7), (70, 40, 3, 3), {"padding": 1}),  # weight: taps in the lanes, the last panel in part
     ((2, 132, 9, 8), (100, 66, 3, 3), {"padding": 1, "stride": 2, "groups": 2}),  # the same
     ((2, 33, 6, 40), (130, 33, 1, 1), {}),  # the same, in place
     ((1, 1, 100, 130), (1, 1, 5, 5), {}),
